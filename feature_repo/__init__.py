@@ -1,0 +1,1 @@
+"""Columns: the Feast repository of freshrank and its store plug-ins."""

@@ -1,0 +1,1 @@
+"""Tensors: the learned models. Rows, vectors, batches and shapes; never a user id."""

@@ -1,0 +1,310 @@
+"""The item table: what one process knows of every item, as arrays; fed by the change feed `items_live`.
+
+A slot is an item's place in the arrays of this process; slot 0 is the unknown item. Slots never leave the process.
+One thread applies changes, many read; each public method is atomic (one lock, held for microseconds).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from services.domain import ItemCard, UserState, hash64, to_us
+from services.signals import CATEGORIES_MAX, COUNTS_WIDTH, HistoryBlock, ItemBlock, decayed, history_arrays
+
+PartName = Literal["card", "stats", "covisits", "vector"]
+NEVER_US = 2**62
+
+
+class CardPart(msgspec.Struct, array_like=True):
+    """Part `card`: the merged card of an item; `created_us` is when its first card was accepted."""
+
+    title: str
+    categories: list[str]
+    available: bool
+    deleted: bool
+    published_us: int
+    expires_us: int
+    created_us: int
+
+
+class StatsPart(msgspec.Struct, array_like=True):
+    """Part `stats`: COUNTS_WIDTH decayed counts, held at `at_us`."""
+
+    counts: list[float]
+    at_us: int
+
+
+class CovisitsPart(msgspec.Struct, array_like=True):
+    """Part `covisits`: items seen together with this one, strongest first."""
+
+    item_ids: list[str]
+    weights: list[float]
+
+
+class VectorPart(msgspec.Struct, array_like=True):
+    """Part `vector`: the raw text vector, float16 little-endian bytes, and the encoder it came from."""
+
+    encoder: str
+    float16: bytes
+
+
+Payload = CardPart | StatsPart | CovisitsPart | VectorPart
+_TYPES: dict[PartName, type[Payload]] = {
+    "card": CardPart,
+    "stats": StatsPart,
+    "covisits": CovisitsPart,
+    "vector": VectorPart,
+}
+
+
+def encode_part(payload: Payload) -> bytes:
+    """The bytes of a payload as they stand in `items_live`."""
+    return msgspec.msgpack.encode(payload)
+
+
+def decode_part(part: PartName, payload: bytes) -> Payload:
+    """The payload of a row of `items_live`."""
+    return msgspec.msgpack.decode(payload, type=_TYPES[part])
+
+
+def card_part(card: ItemCard, created_at: datetime) -> CardPart:
+    """The part of a card that servers need."""
+    return CardPart(
+        card.title,
+        list(card.categories),
+        card.available,
+        card.deleted,
+        to_us(card.published_at) if card.published_at else 0,
+        to_us(card.expires_at) if card.expires_at else 0,
+        to_us(created_at),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ItemChanged:
+    """One row of the change feed, decoded."""
+
+    item_id: str
+    payload: Payload
+    seq: int
+
+
+class ItemTable:
+    """Cards, counts, co-visits and text vectors of all items, by slot."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._ids: list[str] = [""]
+        self._slots: dict[str, int] = {"": 0}
+        self._titles: list[str] = [""]
+        self._category_names: list[str] = [""]
+        self._category_numbers: dict[str, int] = {"": 0}
+        self._covisits: dict[int, CovisitsPart] = {}
+        self._vectors: dict[int, NDArray[np.float32]] = {}
+        self._vectors_new: list[str] = []
+        self._ranked: dict[tuple[str, int], NDArray[np.int64]] = {}
+        self._allocate(1024)
+        self.as_of = 0
+
+    # ------------------------------------------------------------------------------------------ writing
+
+    def apply(self, changes: Iterable[ItemChanged]) -> None:
+        """Take changes in; applying one again, or an older one of the same part again, is harmless."""
+        with self._lock:
+            for change in changes:
+                slot = self._slot_made(change.item_id)
+                payload = change.payload
+                match payload:
+                    case CardPart():
+                        self._apply_card(slot, payload)
+                    case StatsPart():
+                        self._counts[slot] = payload.counts
+                        self._counts_at_us[slot] = payload.at_us
+                    case CovisitsPart():
+                        self._covisits[slot] = payload
+                    case VectorPart():
+                        self._vectors[slot] = np.frombuffer(payload.float16, dtype="<f2").astype(np.float32)
+                        self._vectors_new.append(change.item_id)
+                self.as_of = max(self.as_of, change.seq)
+            self._ranked.clear()
+
+    def take_new_vectors(self) -> tuple[tuple[str, NDArray[np.float32]], ...]:
+        """The text vectors that came since the last call, for an index to add; each is handed out once."""
+        with self._lock:
+            fresh = dict.fromkeys(self._vectors_new)
+            self._vectors_new = []
+            return tuple((item_id, self._vectors[self._slots[item_id]]) for item_id in fresh)
+
+    # ------------------------------------------------------------------------------------------ reading
+
+    def __len__(self) -> int:
+        return len(self._ids) - 1
+
+    def __contains__(self, item_id: object) -> bool:
+        return item_id in self._slots and item_id != ""
+
+    def item_ids(self) -> tuple[str, ...]:
+        """Every known item, in the order they became known."""
+        with self._lock:
+            return tuple(self._ids[1:])
+
+    def title(self, item_id: str) -> str:
+        """The title, or the id where there is none."""
+        return self._titles[self._slots.get(item_id, 0)] or item_id
+
+    def category_names(self, item_id: str) -> tuple[str, ...]:
+        """The categories of an item; empty when it is unknown."""
+        numbers = self._categories[self._slots.get(item_id, 0)]
+        return tuple(self._category_names[n] for n in numbers if n)
+
+    def vector(self, item_id: str) -> NDArray[np.float32] | None:
+        """The raw text vector, or None when it has not come yet."""
+        return self._vectors.get(self._slots.get(item_id, 0))
+
+    def covisits(self, item_id: str) -> tuple[tuple[str, float], ...]:
+        """Items seen together with this one and how strongly, strongest first."""
+        part = self._covisits.get(self._slots.get(item_id, 0))
+        return tuple(zip(part.item_ids, part.weights, strict=True)) if part else ()
+
+    def servable(self, item_ids: Sequence[str], now_us: int) -> NDArray[np.bool_]:
+        """Which items may be shown at `now_us`: available, not deleted, not expired, published. Unknown items may."""
+        with self._lock:
+            slots = self._slots_of(item_ids)
+            return self._servable(now_us, slots)
+
+    def block(self, item_ids: Sequence[str]) -> ItemBlock:
+        """The knowledge of some items as parallel arrays (copies), in the order asked."""
+        with self._lock:
+            slots = self._slots_of(item_ids)
+            return ItemBlock(
+                item_hash=self._item_hash(item_ids, slots),
+                counts=self._counts[slots],
+                counts_at_us=self._counts_at_us[slots],
+                published_us=self._published_us[slots],
+                categories=self._categories[slots],
+            )
+
+    def history(self, user: UserState) -> HistoryBlock:
+        """A user's row as arrays, newest first."""
+        item_ids = [each.item_id for each in user.events]
+        occurred, weight = history_arrays(user)
+        with self._lock:
+            slots = self._slots_of(item_ids)
+            return HistoryBlock(self._item_hash(item_ids, slots), occurred, weight, self._categories[slots])
+
+    def has_categories(self, item_ids: Sequence[str], wanted: frozenset[str]) -> NDArray[np.bool_]:
+        """Which items carry at least one of the wanted categories."""
+        with self._lock:
+            numbers = [n for name in wanted if (n := self._category_numbers.get(name))]
+            return np.asarray(np.isin(self._categories[self._slots_of(item_ids)], numbers).any(axis=1), dtype=np.bool_)
+
+    def trending(self, now_us: int, limit: int) -> tuple[tuple[str, float], ...]:
+        """Items with the most clicks lately: the 24 h and the 7 d ranking, taken in turn; score is decayed clicks."""
+        day = self._ranking("clicks_24h", limit, lambda: self._clicks(now_us, 4))
+        week = self._ranking("clicks_7d", limit, lambda: self._clicks(now_us, 5))
+        with self._lock:
+            merged = list(dict.fromkeys(int(s) for pair in zip(day, week, strict=True) for s in pair))[:limit]
+            counts = decayed(self._counts[merged], self._counts_at_us[merged], now_us)[:, 4:6].sum(axis=1)
+            return tuple((self._ids[s], float(c)) for s, c in zip(merged, counts, strict=True) if c > 0)
+
+    def newest(self, now_us: int, limit: int) -> tuple[tuple[str, float], ...]:
+        """Servable items with the newest birth (published, else the first card), and that time in µs."""
+
+        def births() -> NDArray[np.float64]:
+            born = self._born_us[: len(self._ids)].astype(np.float64)
+            return np.where(self._servable(now_us, np.arange(len(self._ids))), born, 0.0)
+
+        with self._lock:
+            slots = self._ranking("newest", limit, births)
+            return tuple((self._ids[s], float(self._born_us[s])) for s in slots if self._born_us[s] > 0)
+
+    # ------------------------------------------------------------------------------------------ inside
+
+    def _ranking(self, name: str, limit: int, keys: Callable[[], NDArray[np.float64]]) -> NDArray[np.int64]:
+        """The slots with the highest keys, ties by slot; kept until the next change."""
+        with self._lock:
+            ranked = self._ranked.get((name, limit))
+            if ranked is None:
+                values = keys()
+                values[0] = -1.0
+                top = np.argpartition(-values, min(limit, len(values) - 1))[: limit + 1]
+                ranked = top[np.lexsort((top, -values[top]))][:limit].astype(np.int64)
+                self._ranked[(name, limit)] = ranked
+            return ranked
+
+    def _clicks(self, now_us: int, column: int) -> NDArray[np.float64]:
+        used = len(self._ids)
+        counts = decayed(self._counts[:used], self._counts_at_us[:used], now_us)[:, column].astype(np.float64)
+        return np.where(self._servable(now_us, np.arange(used)), counts, 0.0)
+
+    def _servable(self, now_us: int, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        allowed: NDArray[np.bool_] = (
+            self._shown[slots] & (self._expires_us[slots] > now_us) & (self._published_us[slots] <= now_us)
+        )
+        return allowed
+
+    def _slots_of(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        get = self._slots.get
+        return np.fromiter((get(i, 0) for i in item_ids), dtype=np.int64, count=len(item_ids))
+
+    def _item_hash(self, item_ids: Sequence[str], slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        hashes = self._hashes[slots]
+        for place in np.flatnonzero(slots == 0).tolist():
+            hashes[place] = hash64(item_ids[place])
+        return hashes
+
+    def _apply_card(self, slot: int, card: CardPart) -> None:
+        self._titles[slot] = card.title
+        self._shown[slot] = card.available and not card.deleted
+        self._published_us[slot] = card.published_us
+        self._expires_us[slot] = card.expires_us or NEVER_US
+        self._born_us[slot] = card.published_us or card.created_us
+        numbers = [self._category_made(name) for name in card.categories[:CATEGORIES_MAX]]
+        self._categories[slot] = numbers + [0] * (CATEGORIES_MAX - len(numbers))
+
+    def _category_made(self, name: str) -> int:
+        number = self._category_numbers.setdefault(name, len(self._category_names))
+        if number == len(self._category_names):
+            self._category_names.append(name)
+        return number
+
+    def _slot_made(self, item_id: str) -> int:
+        slot = self._slots.setdefault(item_id, len(self._ids))
+        if slot == len(self._ids):
+            if slot == len(self._hashes):
+                self._grow()
+            self._ids.append(item_id)
+            self._titles.append("")
+            self._hashes[slot] = hash64(item_id)
+        return slot
+
+    def _allocate(self, size: int) -> None:
+        self._hashes = np.zeros(size, dtype=np.int64)
+        self._counts = np.zeros((size, COUNTS_WIDTH), dtype=np.float32)
+        self._counts_at_us = np.zeros(size, dtype=np.int64)
+        self._published_us = np.zeros(size, dtype=np.int64)
+        self._expires_us = np.full(size, NEVER_US, dtype=np.int64)
+        self._born_us = np.zeros(size, dtype=np.int64)
+        self._shown = np.ones(size, dtype=np.bool_)
+        self._categories = np.zeros((size, CATEGORIES_MAX), dtype=np.int32)
+
+    def _grow(self) -> None:
+        old = self._arrays()
+        used = len(self._hashes)
+        self._allocate(used * 2)
+        for before, after in zip(old, self._arrays(), strict=True):
+            after[:used] = before
+
+    def _arrays(self) -> tuple[NDArray[Any], ...]:
+        return (
+            self._hashes, self._counts, self._counts_at_us, self._published_us,
+            self._expires_us, self._born_us, self._shown, self._categories,
+        )  # fmt: skip

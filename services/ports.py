@@ -1,0 +1,254 @@
+"""The ports: what the three functions need from the world. Each has an in-memory implementation
+(`services/memory.py`, or beside its part) that is production code, and one contract suite over every implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.domain import (
+    Batch,
+    Candidate,
+    Coordinate,
+    Dropped,
+    Event,
+    ItemCard,
+    ItemChange,
+    Outgoing,
+    Partition,
+    Query,
+    Rejected,
+    ReleaseInfo,
+    Slate,
+    UserState,
+    Verdict,
+)
+from services.signals import UserRows
+
+
+class EventSource(Protocol):
+    """One member of a consumer group on some topics. Not thread-safe: one thread owns it."""
+
+    def poll(self, records_max: int, wait_s: float) -> Batch:
+        """The next messages, at most `records_max`, blocking at most `wait_s`; an empty batch when none came.
+
+        Messages of one partition come in order. What is polled and never committed comes again after a restart.
+        Ownership changes are reported in `gained` and `lost` of the same batch; a batch that reports a loss
+        carries no message of the lost partition.
+        """
+
+    def commit(self, offsets: Mapping[Partition, int]) -> None:
+        """Store the group's next offsets, durably. Never moves an offset backwards. A partition that this member does
+        not own (any more) is left alone. Empty: nothing happens."""
+
+    def seek(self, offsets: Mapping[Partition, int]) -> None:
+        """Read the owned partitions from these offsets at the next poll. Unowned partitions are ignored."""
+
+    def lag(self) -> Mapping[Partition, int]:
+        """Messages not yet committed by this group, for each owned partition."""
+
+
+class EventSink(Protocol):
+    """Where messages are published. Thread-safe."""
+
+    def publish(self, messages: Sequence[Outgoing]) -> tuple[Coordinate, ...]:
+        """Append all messages and return their coordinates, in order, once they are durable.
+
+        Raises StageUnavailable, with nothing half-published, when the log cannot take them (full disk, lock).
+        """
+
+    def flush(self) -> None:
+        """Wait until all that was published is durable."""
+
+
+class LogView(Protocol):
+    """A look at the log and its groups from outside, for lag, waiting and health. Thread-safe."""
+
+    def ends(self, topic: str) -> Mapping[Partition, int]:
+        """The next offset of every partition of the topic."""
+
+    def committed(self, group: str, topic: str) -> Mapping[Partition, int]:
+        """The committed offset of the group for every partition of the topic; 0 where it has none."""
+
+    def log_id(self) -> str:
+        """The identity of this log."""
+
+
+class Consumer(Protocol):
+    """What `consume` drives: one of features, trends, archive, catalogue."""
+
+    name: str
+    topics: tuple[str, ...]
+
+    def start(self, source: EventSource, gained: tuple[Partition, ...]) -> None:
+        """Called when partitions are gained, before their first message: load state, seek where it says."""
+
+    def apply(self, batch: Batch) -> Mapping[Partition, int]:
+        """Take in the batch (it may be empty: time passes too) and return the offsets whose effect is durable now.
+
+        Those are committed. Raising means: nothing is committed and the same messages come again.
+        """
+
+    def stop(self, lost: tuple[Partition, ...]) -> Mapping[Partition, int]:
+        """Called when partitions are lost, or with () when the loop ends: flush what is buffered; the offsets whose
+        effect is durable now."""
+
+
+class FeatureStore(Protocol):
+    """User rows. A stranger is an empty `UserState`, never None."""
+
+    def read(self, user_id: str) -> UserState:
+        """The newest row of one user. May block on the store up to its deadline, then raises StageUnavailable."""
+
+    def read_many(self, user_ids: Sequence[str]) -> tuple[UserState, ...]:
+        """One state per id asked, in the order asked."""
+
+    def write(self, states: Sequence[UserState]) -> tuple[str, ...]:
+        """Write each row if what is stored has `row_time_us == state.previous_row_time_us`; returns the user ids
+        refused (somebody else wrote in between). At most one state per user in a call. Durable on return."""
+
+    def append_history(self, states: Sequence[UserState], created_at: datetime) -> None:
+        """Append rows to the offline history (several per user are fine), durable on return."""
+
+
+class FeatureHistory(Protocol):
+    """The offline history, read point-in-time: what a training row may know."""
+
+    def users_at(self, user_ids: Sequence[str], times_us: NDArray[np.int64]) -> UserRows:
+        """For each (user, time) the newest row with `row_time_us <= time`, in the order asked; equal pairs are kept."""
+
+    def items_at(
+        self, item_ids: Sequence[str], times_us: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """For each (item, time) the newest counts float32 [n, COUNTS_WIDTH] stamped at or before the time, and their
+        stamps int64 [n]; zeros where there are none."""
+
+
+class Archive(Protocol):
+    """Every accepted event once, for ever (until erased)."""
+
+    def append(
+        self,
+        events: Sequence[tuple[Coordinate, Event]],
+        slates: Sequence[tuple[Coordinate, Slate]],
+        items: Sequence[tuple[Coordinate, ItemChange]],
+    ) -> None:
+        """Durable on return. Appending a coordinate again is harmless."""
+
+    def events(self, since: datetime, until: datetime) -> Iterator[Event]:
+        """Events with `since <= occurred_at < until`, ordered by `(occurred_at, event_id)`, each coordinate once and,
+        within a UTC day, each event_id once."""
+
+    def slates(self, since: datetime, until: datetime) -> Iterator[Slate]:
+        """Slates with `since <= asked_at < until`, ordered by `asked_at`, each coordinate once."""
+
+    def bounds(self) -> tuple[datetime, datetime] | None:
+        """The first and the last `occurred_at` archived; None when empty."""
+
+
+class Quarantine(Protocol):
+    """Messages that could not be read, kept whole, by coordinate."""
+
+    def add(self, rejected: Sequence[Rejected]) -> None:
+        """Durable on return; a coordinate added again is stored once."""
+
+    def list(self, limit: int, after: int = 0) -> Sequence[tuple[int, Rejected]]:
+        """Up to `limit` entries with a running number above `after`, oldest first."""
+
+    def count(self) -> Mapping[str, int]:
+        """How many entries there are, by reason."""
+
+
+class Catalogue(Protocol):
+    """Item cards, applied by coordinate."""
+
+    def apply(self, changes: Sequence[tuple[Coordinate, ItemChange]]) -> tuple[ItemCard, ...]:
+        """Merge the changes in order, durably; returns the cards that changed. Applying a coordinate again is
+        harmless; an older `updated_at` is refused silently."""
+
+    def cards(self, item_ids: Sequence[str]) -> tuple[ItemCard | None, ...]:
+        """One card or None per id asked, in the order asked."""
+
+    def all_cards(self) -> Iterator[ItemCard]:
+        """Every card, tombstones too, in id order."""
+
+
+class CandidateSource(Protocol):
+    """Proposes items for a user. Deterministic for a given state."""
+
+    name: str
+    limit: int
+
+    def candidates(self, query: Query, user: UserState) -> Sequence[Candidate]:
+        """At most `limit` candidates, best first, no duplicates; empty when it has nothing for this user.
+
+        Raises nothing but StageUnavailable.
+        """
+
+
+class Filter(Protocol):
+    """Takes candidates out. Pure and idempotent; any two commute."""
+
+    name: str
+
+    def keep(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Sequence[bool]:
+        """One answer per candidate, in their order: True keeps it."""
+
+
+class Scorer(Protocol):
+    """Gives each candidate a finite score; a candidate's score does not depend on its neighbours."""
+
+    name: str
+
+    def score(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Sequence[float]:
+        """As many scores as candidates, in their order. Raises StageUnavailable when it cannot answer."""
+
+
+class SlateLog(Protocol):
+    """Remembers what was served."""
+
+    def record(self, slate: Slate) -> None:
+        """Never blocks and never raises: what does not fit the queue is dropped and counted."""
+
+    def flush(self, wait_s: float) -> None:
+        """Wait at most `wait_s` until what was recorded is published."""
+
+
+class ReleaseRegistry(Protocol):
+    """Which releases exist and which one is live. Exactly one is live once one has been promoted."""
+
+    def publish(self, info: ReleaseInfo) -> None:
+        """Add a release; an id can be published once (BadRequest otherwise)."""
+
+    def promote(self, release_id: str, verdict: Verdict | None = None) -> None:
+        """Make it the live one, atomically under two writers. Unknown id: BadRequest."""
+
+    def live(self) -> ReleaseInfo | None:
+        """The live release, or None before the first promotion."""
+
+    def all(self) -> Sequence[ReleaseInfo]:
+        """Every release, newest first."""
+
+
+__all__ = [
+    "Archive",
+    "CandidateSource",
+    "Catalogue",
+    "Consumer",
+    "Dropped",
+    "EventSink",
+    "EventSource",
+    "FeatureHistory",
+    "FeatureStore",
+    "Filter",
+    "LogView",
+    "Quarantine",
+    "ReleaseRegistry",
+    "Scorer",
+    "SlateLog",
+]

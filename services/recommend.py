@@ -1,0 +1,102 @@
+"""The second of the three functions: a query into a slate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.domain import Candidate, Dropped, Pick, Query, Scored, Slate, StageUnavailable, UserState
+from services.ports import CandidateSource, FeatureStore, Filter, Scorer, SlateLog
+
+STRANGER = UserState(user_id="")
+
+
+class Arranger(Protocol):
+    """Puts scored candidates into their final order and says why each is there. Deterministic."""
+
+    def __call__(self, query: Query, user: UserState, scored: Sequence[Scored]) -> tuple[Pick, ...]:
+        """At most `query.limit` picks, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What answers queries: all of one release and one view of the items; swapped as one reference."""
+
+    release_id: str | None
+    items_as_of: int
+    features: FeatureStore
+    sources: tuple[CandidateSource, ...]
+    filters: tuple[Filter, ...]
+    scorer: Scorer
+    arrange: Arranger
+    slates: SlateLog
+
+
+def recommend(query: Query, stages: Stages) -> Slate:
+    """Answer one query. Every step is a plain call; the order below is the product."""
+    user, unread = read_user(stages.features, query)
+    found, unfound = gather(stages.sources, query, user)
+    kept, dropped = sift(stages.filters, query, user, found)
+    scored, unscored = score(stages.scorer, query, user, kept)
+    picks = stages.arrange(query, user, scored)
+    degraded = unread + unfound + unscored
+    slate = Slate(
+        query.request_id, query.user_id, stages.release_id, user.row_time_us, stages.items_as_of,
+        picks, degraded, dropped, query.asked_at,
+    )  # fmt: skip
+    if query.record:
+        stages.slates.record(slate)
+    return slate
+
+
+def read_user(features: FeatureStore, query: Query) -> tuple[UserState, tuple[str, ...]]:
+    """The user's row; an outage reads as a stranger and is named. Recent items of the query stand in for a row."""
+    if query.user_id is None:
+        return STRANGER, ()
+    try:
+        return features.read(query.user_id), ()
+    except StageUnavailable:
+        return UserState(query.user_id), ("features",)
+
+
+def gather(
+    sources: tuple[CandidateSource, ...], query: Query, user: UserState
+) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
+    """Every source's proposals, in the order of the sources; the first to propose an item keeps it."""
+    found: dict[str, Candidate] = {}
+    unfound: list[str] = []
+    for source in sources:
+        try:
+            for candidate in source.candidates(query, user):
+                found.setdefault(candidate.item_id, candidate)
+        except StageUnavailable:
+            unfound.append(source.name)
+    return tuple(found.values()), tuple(unfound)
+
+
+def sift(
+    filters: tuple[Filter, ...], query: Query, user: UserState, found: tuple[Candidate, ...]
+) -> tuple[tuple[Candidate, ...], tuple[Dropped, ...]]:
+    """What every filter keeps, and who dropped the rest."""
+    dropped: list[Dropped] = []
+    for each in filters:
+        verdicts = each.keep(query, user, found)
+        assert len(verdicts) == len(found), f"{each.name} answered {len(verdicts)} of {len(found)}"
+        dropped += [Dropped(c.item_id, each.name) for c, keep in zip(found, verdicts, strict=True) if not keep]
+        found = tuple(c for c, keep in zip(found, verdicts, strict=True) if keep)
+    return found, tuple(dropped)
+
+
+def score(
+    scorer: Scorer, query: Query, user: UserState, kept: tuple[Candidate, ...]
+) -> tuple[tuple[Scored, ...], tuple[str, ...]]:
+    """A score for each candidate; when the scorer is down, the order of retrieval."""
+    if not kept:
+        return (), ()
+    try:
+        scores = scorer.score(query, user, kept)
+    except StageUnavailable:
+        return tuple(Scored(c, -float(place)) for place, c in enumerate(kept)), (scorer.name,)
+    assert len(scores) == len(kept), f"{scorer.name} scored {len(scores)} of {len(kept)}"
+    return tuple(Scored(c, float(s)) for c, s in zip(kept, scores, strict=True)), ()

@@ -1,0 +1,161 @@
+"""The settings: one frozen, typed object. Defaults, then `freshrank.toml`, then environment (`FRESHRANK_...`).
+
+Units stand last in names. `freshrank settings` prints them with their source; `docs/settings.md` is
+generated from here.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from services.domain import KindRule, KindRules, SettingsInvalid
+
+TOML_NAME = "freshrank.toml"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+DEFAULT_KINDS: dict[str, KindRule] = {
+    "click": KindRule("positive", 1.0),
+    "view": KindRule("positive", 0.5),
+    "play": KindRule("positive", 1.0),
+    "read": KindRule("positive", 1.0),
+    "like": KindRule("positive", 2.0),
+    "share": KindRule("positive", 2.0),
+    "comment": KindRule("positive", 1.5),
+    "cart": KindRule("positive", 2.0),
+    "purchase": KindRule("positive", 3.0),
+    "rating": KindRule("positive", 1.0, threshold=6.0),
+    "hide": KindRule("negative", 1.0),
+    "dislike": KindRule("negative", 1.0),
+    "impression": KindRule("neutral", 0.0),
+}
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, each with a default and a sentence."""
+
+    model_config = SettingsConfigDict(env_prefix="FRESHRANK_", env_nested_delimiter="__", frozen=True, extra="forbid")
+
+    home: Path = Field(Path(".freshrank"), description="Folder that holds all state of this instance.")
+
+    bus_partitions: int = Field(4, ge=1, le=256, description="Partitions of each topic of a new embedded log.")
+    bus_retention_hours: float = Field(24 * 14, gt=0, description="How long the log keeps what every group has read.")
+    bus_busy_timeout_ms: int = Field(5000, ge=1, description="How long a write waits for a locked database.")
+
+    api_host: str = Field("127.0.0.1", description="Address of the API; loopback only until keys exist.")
+    api_port: int = Field(8080, ge=0, le=65535, description="Wanted port; the next free one is taken, and said.")
+    api_body_bytes_max: int = Field(8 * 1024 * 1024, ge=1024, description="Largest request body.")
+    api_events_max: int = Field(5000, ge=1, description="Most events in one request.")
+    api_wait_ms_max: int = Field(2000, ge=1, description="Longest wait of ?wait=features.")
+    api_drain_s: float = Field(10.0, gt=0, description="How long running requests may take after SIGTERM.")
+
+    kinds: dict[str, KindRule] = Field(DEFAULT_KINDS, description="Declared kinds: sign, weight, threshold.")
+
+    features_batch_max: int = Field(2000, ge=1, description="Most events the features consumer takes at once.")
+    features_cache_users: int = Field(20_000, ge=0, description="User rows the features consumer keeps decoded.")
+    poll_wait_ms: int = Field(200, ge=1, description="Longest wait of one poll; new messages end it at once.")
+
+    trends_flush_s: float = Field(5.0, gt=0, description="State of the trends consumer is stored this often,")
+    trends_flush_events: int = Field(20_000, ge=1, description="or after this many events.")
+    covisits_items_max: int = Field(50, ge=1, description="Co-visited items kept and served per item.")
+
+    items_poll_ms: int = Field(250, ge=10, description="How often servers look for changed items.")
+
+    text_encoder: str = Field(
+        "auto", description="auto (MiniLM where installed, else hashing), hashing, a transformers folder or a hub id."
+    )
+    text_batch_max: int = Field(64, ge=1, description="Texts embedded at once.")
+
+    device: str = Field("auto", description="auto (GPU where there is one), cpu, cuda or cuda:N.")
+    effort: Literal["demo", "normal", "full"] = Field("normal", description="Arithmetic budget of a training run.")
+    train_threads: int = Field(0, ge=0, description="Threads of a training run; 0: all cores of the machine.")
+    retrain_every_hours: float = Field(24.0, ge=0, description="Period of scheduled retraining; 0 switches it off.")
+    judge_share: float = Field(0.05, gt=0, lt=0.5, description="Newest share of the events that judges a release.")
+    judge_days_max: float = Field(7.0, gt=0, description="The judged slice is at most this long.")
+    seed: int = Field(1, description="Seed of training.")
+    release_keep: int = Field(5, ge=2, description="Release folders kept; the live one is never removed.")
+
+    slate_queue_max: int = Field(10_000, ge=1, description="Slates waiting to be recorded; more are dropped.")
+    store_deadline_ms: int = Field(200, ge=1, description="Longest wait for the feature store in a request.")
+    impressions_from: Literal["slates", "clients", "none"] = Field(
+        "slates", description="Where impressions are counted from; never both."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity logged.")
+
+    @field_validator("api_host")
+    @classmethod
+    def _loopback(cls, host: str) -> str:
+        if host not in LOOPBACK:
+            raise ValueError(f"must be one of {', '.join(LOOPBACK)} until access keys exist")
+        return host
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file()))
+
+    def kind_rules(self) -> KindRules:
+        """The declared kinds as the fold wants them; given kinds add to and replace the default ones."""
+        return KindRules({**DEFAULT_KINDS, **self.kinds})
+
+
+def toml_file() -> Path:
+    """The settings file: FRESHRANK_CONFIG, or freshrank.toml in the working folder."""
+    return Path(os.environ.get("FRESHRANK_CONFIG", TOML_NAME))
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings of this process. Raises SettingsInvalid naming key, value and fix; `overrides` win over all."""
+    try:
+        settings = Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise SettingsInvalid("; ".join(_sentence(each) for each in error.errors())) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsInvalid(f"{toml_file()} cannot be read: {error}") from None
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.startswith("FRESHRANK_")
+        and name not in NOT_SETTINGS
+        and name.removeprefix("FRESHRANK_").split("__")[0].lower() not in Settings.model_fields
+    )
+    if unknown:
+        raise SettingsInvalid(f"unknown settings in the environment: {', '.join(unknown)}; see `freshrank settings`")
+    return settings.model_copy(update={"home": settings.home.expanduser().resolve()})
+
+
+NOT_SETTINGS = frozenset({"FRESHRANK_CONFIG", "FRESHRANK_REQUIRE_LIVE"})
+
+
+def setting_sources(settings: Settings) -> dict[str, str]:
+    """Where each setting's value came from: environment, the file, or default."""
+    in_file: dict[str, object] = tomllib.loads(toml_file().read_text()) if toml_file().exists() else {}
+    environment = {name.removeprefix("FRESHRANK_").split("__")[0].lower() for name in os.environ}
+    return {
+        name: "environment" if name in environment else str(toml_file()) if name in in_file else "default"
+        for name in type(settings).model_fields
+    }
+
+
+def _sentence(error: object) -> str:
+    assert isinstance(error, dict)
+    name = ".".join(str(part) for part in error["loc"]) or "settings"
+    if error["type"] == "extra_forbidden":
+        return f"{name} is no setting; see `freshrank settings`"
+    return f"{name}={error.get('input')!r} is refused: {error['msg']}"

@@ -1,0 +1,44 @@
+"""Logs (one structured line per request, batch and run) and metrics (Prometheus), named once, here."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+EVENTS_ACCEPTED = Counter("freshrank_events_accepted_total", "Events the API accepted")
+EVENTS_REJECTED = Counter("freshrank_events_rejected_total", "Events refused or quarantined", ["where", "reason"])
+EVENTS_LATE = Counter("freshrank_events_late_total", "Events older than a full row's oldest: archived, no live effect")
+EVENTS_DUPLICATE = Counter("freshrank_events_duplicate_total", "Events that a row already had")
+ROWS_REFUSED = Counter("freshrank_rows_refused_total", "User rows refused by compare-and-set, merged and rewritten")
+SLATES_DROPPED = Counter("freshrank_slates_dropped_total", "Slates not recorded because the queue was full")
+DEGRADED = Counter("freshrank_degraded_total", "Answers that lacked a stage", ["stage"])
+REQUEST_SECONDS = Histogram("freshrank_request_seconds", "Time of a request", ["route"], buckets=SECONDS)
+STAGE_SECONDS = Histogram("freshrank_stage_seconds", "Time of a serving stage", ["stage"], buckets=SECONDS)
+BATCH_SECONDS = Histogram("freshrank_batch_seconds", "Time to apply one batch", ["consumer"], buckets=SECONDS)
+BATCH_EVENTS = Counter("freshrank_batch_messages_total", "Messages a consumer applied", ["consumer"])
+LAG = Gauge("freshrank_lag_messages", "Messages not yet committed", ["group"])
+ITEMS_AS_OF = Gauge("freshrank_items_as_of", "Sequence number of the item table of this process")
+RELEASE_INFO = Gauge("freshrank_release_live", "1 for the release that this process serves", ["release_id"])
+TEXT_QUEUE = Gauge("freshrank_text_queue", "Items waiting for their text vector")
+
+
+def configure_logs(level: str, service: str) -> None:
+    """JSON lines on stderr with the service's name in each; called once, by the edge."""
+    numeric = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(numeric),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    structlog.contextvars.bind_contextvars(service=service)
