@@ -38,8 +38,8 @@ class EventSource(Protocol):
         """The next messages, at most `records_max`, blocking at most `wait_s`; an empty batch when none came.
 
         Messages of one partition come in order. What is polled and never committed comes again after a restart.
-        Ownership changes are reported in `gained` and `lost` of the same batch; a batch that reports a loss
-        carries no message of the lost partition.
+        Ownership changes are reported in `gained` and `lost`; a batch that reports a gain or a loss carries no message
+        of those partitions, because the consumer may seek, and has to flush, first.
         """
 
     def commit(self, offsets: Mapping[Partition, int]) -> None:
