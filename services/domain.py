@@ -159,7 +159,7 @@ class Event:
     value: float | None = None
     request_id: str | None = None
     session_id: str | None = None
-    properties: Mapping[str, str] = NO_PROPERTIES
+    properties: Mapping[str, str] = field(default_factory=lambda: NO_PROPERTIES)
 
 
 Operation = Literal["put", "patch", "delete"]
@@ -184,7 +184,7 @@ class ItemCard:
     title: str = ""
     text: str = ""
     categories: tuple[str, ...] = ()
-    attributes: Mapping[str, str] = NO_PROPERTIES
+    attributes: Mapping[str, str] = field(default_factory=lambda: NO_PROPERTIES)
     available: bool = True
     published_at: datetime | None = None
     expires_at: datetime | None = None
