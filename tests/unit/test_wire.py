@@ -1,0 +1,177 @@
+"""The wire schema: golden messages of every version are read for ever; whatever is written is read back equal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services import wire
+from services.domain import Coordinate, Event, ItemChange, Message, Pick, Reason, Slate, WireError
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "messages"
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+EVENT = Event("e1", "ann", "film-7", "rating", datetime(2026, 11, 23, 11, 59, 59, 250_000, UTC), NOW, 8.5, "r1", "s1")
+
+ids = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), min_size=1, max_size=40).filter(
+    lambda text: text == text.strip() and text
+)
+events = st.builds(
+    Event,
+    event_id=ids,
+    user_id=ids,
+    item_id=ids,
+    kind=ids,
+    occurred_at=st.datetimes(datetime(2000, 1, 1), NOW.replace(tzinfo=None)).map(lambda t: t.replace(tzinfo=UTC)),
+    accepted_at=st.just(NOW),
+    value=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    request_id=st.none() | ids,
+    session_id=st.none() | ids,
+    properties=st.dictionaries(ids, ids, max_size=3),
+)
+
+
+@given(events)
+def test_what_is_written_is_read_back_equal(event: Event) -> None:
+    assert wire.decode_event(wire.encode_event(event).value, NOW) == event
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("event-v*.json")), ids=lambda path: path.name)
+def test_every_golden_event_is_still_read(path: Path) -> None:
+    read = wire.decode_event(path.read_bytes().strip(), NOW)
+    assert read == replace(EVENT, properties={"page": "home"})
+
+
+def test_the_bytes_of_an_event_are_the_newest_golden_ones() -> None:
+    written = wire.encode_event(replace(EVENT, properties={"page": "home"}))
+    assert written.value == (GOLDEN / "event-v1.json").read_bytes().strip()
+    assert (written.topic, written.key) == ("freshrank.events", "ann")
+
+
+def test_aliases_say_the_same_as_our_own_names() -> None:
+    theirs = {
+        "userId": "ann", "itemId": "film-7", "eventType": "rating", "sentAt": 1795435199.25, "eventValue": "8.5",
+        "eventId": "e1", "recommendationId": "r1", "sessionId": "s1", "properties": {"page": "home"},
+    }  # fmt: skip
+    assert wire.decode_event(json.dumps(theirs).encode(), NOW) == replace(EVENT, properties={"page": "home"})
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("2013-09-01T00:00:00Z", datetime(2013, 9, 1, tzinfo=UTC)),
+        ("2013-09-01T02:00:00+02:00", datetime(2013, 9, 1, tzinfo=UTC)),
+        ("2013-09-01 00:00:00", datetime(2013, 9, 1, tzinfo=UTC)),
+        (1377993600, datetime(2013, 9, 1, tzinfo=UTC)),
+        (1377993600.5, datetime(2013, 9, 1, 0, 0, 0, 500_000, UTC)),
+        (1377993600123, datetime(2013, 9, 1, 0, 0, 0, 123_000, UTC)),
+        ("1377993600", datetime(2013, 9, 1, tzinfo=UTC)),
+    ],
+)
+def test_times_are_read_as_iso_or_as_an_epoch_in_s_or_ms(given: object, read: datetime) -> None:
+    assert wire.parse_time(given, "occurred_at") == read
+
+
+GOOD = {
+    "v": 1,
+    "event_id": "e1",
+    "user_id": "ann",
+    "item_id": "i",
+    "kind": "click",
+    "occurred_at": "2026-11-23T11:00:00Z",
+}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"", "empty"),
+        (b'{"v":1,"event_id":"e1","user', "not_json"),
+        (b"\xff\xfe", "not_json"),
+        (b"[1,2]", "not_an_object"),
+        (b'"text"', "not_an_object"),
+        (b"NaN", "not_json"),
+        (b"[" * 60_000, "not_json"),
+        (b'{"a":"' + b"x" * wire.BYTES_MAX + b'"}', "oversized"),
+        (GOOD | {"v": 2}, "unknown_version"),
+        (GOOD | {"v": "1"}, "unknown_version"),
+        (GOOD | {"user_id": ""}, "bad_user_id"),
+        (GOOD | {"user_id": 1.5}, "bad_user_id"),
+        (GOOD | {"user_id": ["ann"]}, "bad_user_id"),
+        (GOOD | {"item_id": "x" * 300}, "bad_item_id"),
+        (GOOD | {"item_id": "a\x00b"}, "bad_item_id"),
+        ({k: v for k, v in GOOD.items() if k != "user_id"}, "missing_user_id"),
+        ({k: v for k, v in GOOD.items() if k != "item_id"}, "missing_item_id"),
+        (GOOD | {"kind": {"a": 1}}, "bad_kind"),
+        (GOOD | {"occurred_at": "yesterday"}, "bad_time"),
+        (GOOD | {"occurred_at": True}, "bad_time"),
+        (GOOD | {"occurred_at": 1e300}, "bad_time"),
+        (GOOD | {"occurred_at": "1970-01-01T00:00:00Z"}, "too_old"),
+        (GOOD | {"occurred_at": "2026-11-23T12:05:01Z"}, "future"),
+        (GOOD | {"value": "much"}, "bad_value"),
+        (GOOD | {"value": True}, "bad_value"),
+        (GOOD | {"properties": [1]}, "bad_properties"),
+    ],
+)
+def test_a_bad_message_is_refused_with_its_reason(value: object, reason: str) -> None:
+    with pytest.raises(WireError) as refused:
+        wire.decode_event(value if isinstance(value, bytes) else json.dumps(value).encode(), NOW)
+    assert refused.value.reason == reason
+
+
+def test_up_to_five_minutes_ahead_is_clamped_to_the_moment_of_acceptance() -> None:
+    ahead = GOOD | {"occurred_at": (NOW + timedelta(minutes=5)).isoformat()}
+    assert wire.decode_event(json.dumps(ahead).encode(), NOW).occurred_at == NOW
+
+
+def test_a_derived_id_is_the_same_for_a_retry_and_differs_for_any_other_field() -> None:
+    plain = {"user_id": "ann", "item_id": "i", "kind": "click", "timestamp": 1377993600}
+    retry = {"uid": "ann", "item": "i", "type": "click", "occurred_at": "2013-09-01T00:00:00Z"}
+    first = wire.parse_event(plain, NOW).event_id
+    assert wire.parse_event(retry, NOW).event_id == first
+    for other in ({"item_id": "j"}, {"value": 1}, {"session_id": "s"}, {"timestamp": 1377993601}, {"kind": "like"}):
+        assert wire.parse_event(plain | other, NOW).event_id != first
+
+
+def test_a_bad_message_does_not_keep_the_rest_of_its_batch_from_being_read() -> None:
+    def message(offset: int, value: bytes) -> Message:
+        return Message(Coordinate("log", "freshrank.events", 0, offset), "ann", value, NOW)
+
+    good = wire.encode_event(EVENT).value
+    read, rejected = wire.decode_events([message(0, good), message(1, b"{"), message(2, good)])
+    assert [m.coordinate.offset for m, _ in read] == [0, 2]
+    assert [(r.coordinate.offset, r.reason, r.value) for r in rejected] == [(1, "not_json", b"{")]
+
+
+def test_an_item_change_is_read_back_equal_and_its_time_is_capped() -> None:
+    fields = {
+        "title": "Film",
+        "categories": ("Drama",),
+        "available": False,
+        "published_at": datetime(2020, 1, 1, tzinfo=UTC),
+    }
+    change = ItemChange("film-7", "patch", fields, NOW + timedelta(hours=1), NOW)
+    assert wire.decode_item(wire.encode_item(change).value, NOW) == replace(change, updated_at=NOW)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"colour": "red"}, {"title": 3}, {"available": "no"}, {"categories": "Drama"}, {"attributes": [1]}]
+)
+def test_an_item_field_of_the_wrong_type_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(WireError) as refused:
+        wire.check_item_fields(fields)
+    assert refused.value.reason == "bad_item"
+
+
+def test_a_slate_is_read_back_equal_without_what_was_dropped() -> None:
+    picks = (
+        Pick("a", 0, 1.5, "faiss", Reason("for_you", (), "")),
+        Pick("b", 1, 1.0, "covisit", Reason("similar_to", ("a",), "x")),
+    )
+    slate = Slate("r1", "ann", "rel", 17, 3, picks, ("features",), (), NOW)
+    assert wire.decode_slate(wire.encode_slate(slate).value) == slate
