@@ -1,0 +1,44 @@
+# Two commands do everything: `make demo` runs the product on real film data, `make test` runs all tests.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+PYTEST_WORKERS ?= 2
+
+.PHONY: help install demo test check format bench docs clean
+
+help:           ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: .venv/.installed  ## make .venv with everything in it
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), f"freshrank needs Python 3.11, this is {sys.version}"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FAISS),text,test]'
+	@touch $@
+
+demo: install   ## the main job on real data: events in, a release trained, a fresh list out
+	$(BIN)/freshrank demo $(ARGS)
+
+test: install   ## every test
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(ARGS)
+
+check: install  ## style, types, import rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -p no:xdist tests/test_house.py
+
+format: install ## let ruff tidy up
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: install  ## the measured figures: a table and build/bench.json
+	$(BIN)/python infra/bench/run.py $(ARGS)
+
+docs: install   ## write docs/settings.md anew
+	$(BIN)/freshrank settings --markdown > docs/settings.md
+
+clean:          ## remove what was built (not the data of an instance)
+	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
