@@ -384,3 +384,11 @@ class ReleaseInfo:
     live: bool = False
     reason: str = ""
     metrics: tuple[Metric, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class PartHealth:
+    """How one part of a running instance is: `state` green, yellow (works, but worse) or red (does not)."""
+
+    state: Literal["green", "yellow", "red"]
+    detail: str = ""
