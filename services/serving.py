@@ -1,0 +1,161 @@
+"""What keeps a serving process fresh: the item table follows the change feed, the stages follow the live release.
+
+One reference, `stages()`, is swapped; a request takes it once, so no answer mixes two releases.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Protocol
+
+import structlog
+
+from services.domain import FreshrankError, PartHealth, Query, ReleaseInfo, StageUnavailable, to_us
+from services.items import ItemTable
+from services.ports import ReleaseRegistry
+from services.recommend import Stages, recommend
+from services.telemetry import ITEMS_AS_OF, RELEASE_INFO
+
+log = structlog.get_logger()
+RELEASE_POLL_S = 0.5
+WARM_QUERIES = 20
+FEED_STALE_S = 10.0
+
+
+class Feed(Protocol):
+    """The change feed of items."""
+
+    def load(self, table: ItemTable) -> None:
+        """Everything there is, into the table."""
+
+    def poll(self, table: ItemTable) -> int:
+        """What changed since the table's `as_of`; returns how many changes were applied."""
+
+
+class StageBuilder(Protocol):
+    """Builds the stages of a release over an item table."""
+
+    def __call__(self, release: ReleaseInfo | None, items: ItemTable) -> Stages:
+        """Load and wire the release (None: serve without a model). Raises ReleaseInvalid and leaves nothing behind."""
+
+
+class Refresher(Protocol):
+    """What stages keep per item and must hear of new items (cold vectors)."""
+
+    def __call__(self) -> None:
+        """Take in the text vectors that came since the last call."""
+
+
+class Serving:
+    """Holds the stages that answer, and two watcher threads that keep them fresh."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        registry: ReleaseRegistry,
+        build: StageBuilder,
+        refresh: Refresher,
+        now: Callable[[], datetime],
+        items_poll_s: float,
+    ) -> None:
+        self.items = ItemTable()
+        self._feed = feed
+        self._registry = registry
+        self._build = build
+        self._refresh = refresh
+        self._now = now
+        self._items_poll_s = items_poll_s
+        self._stages: Stages | None = None
+        self._swap = threading.Lock()
+        self._refused: str | None = None
+        self._refused_because = ""
+        self._fed_at = 0.0
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def stages(self) -> Stages:
+        """The stages that answer now; take them once per request."""
+        assert self._stages is not None, "start() has not been called"
+        return self._stages
+
+    def start(self) -> None:
+        """Load the items and the live release (a damaged one is named and left out), then watch both."""
+        self._feed.load(self.items)
+        self._fed_at = time.monotonic()
+        self._stages = self._build(None, self.items)
+        self._follow_release()
+        for name, step, pause_s in (
+            ("items", self._follow_items, self._items_poll_s),
+            ("releases", self._follow_release, RELEASE_POLL_S),
+        ):
+            thread = threading.Thread(target=self._watch, args=(step, pause_s), name=f"watch-{name}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """End the watchers."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    def health(self) -> dict[str, PartHealth]:
+        """How the item feed and the model are."""
+        age_s = time.monotonic() - self._fed_at
+        fed = PartHealth("green") if age_s < FEED_STALE_S else PartHealth("red", f"no answer for {age_s:.0f} s")
+        if self._refused is not None:
+            model = PartHealth("yellow", f"release {self._refused} refused: {self._refused_because}")
+        elif self.stages().release_id is None:
+            model = PartHealth("yellow", "no release yet: lists are trending and new items")
+        else:
+            model = PartHealth("green", self.stages().release_id or "")
+        return {"items": fed, "model": model}
+
+    def _watch(self, step: Callable[[], None], pause_s: float) -> None:
+        while not self._stopping.wait(pause_s):
+            try:
+                step()
+            except FreshrankError as error:
+                log.warning("watch_failed", step=step.__name__, error=str(error))
+
+    def _follow_items(self) -> None:
+        changed = self._feed.poll(self.items)
+        self._fed_at = time.monotonic()
+        if changed:
+            self._refresh()
+            with self._swap:
+                self._stages = replace(self.stages(), items_as_of=self.items.as_of)
+            ITEMS_AS_OF.set(self.items.as_of)
+
+    def _follow_release(self) -> None:
+        live = self._registry.live()
+        if live is None or live.release_id in (self.stages().release_id, self._refused):
+            return
+        started = time.monotonic()
+        try:
+            stages = self._build(live, self.items)
+        except FreshrankError as error:
+            self._refused, self._refused_because = live.release_id, str(error)
+            log.error("release_refused", release_id=live.release_id, error=str(error))
+            return
+        self._warm(stages)
+        with self._swap:
+            self._stages = replace(stages, items_as_of=self.items.as_of)
+        self._refused = None
+        RELEASE_INFO.clear()
+        RELEASE_INFO.labels(release_id=live.release_id).set(1)
+        log.info("release_live", release_id=live.release_id, seconds=round(time.monotonic() - started, 3))
+
+    def _warm(self, stages: Stages) -> None:
+        """A few answers nobody sees: the first ones through a new model are many times slower."""
+        now = self._now()
+        recent = tuple(item_id for item_id, _ in self.items.trending(to_us(now), 5))
+        for number in range(WARM_QUERIES):
+            query = Query(f"warm-{number}", None, 20, now, recent=recent, record=False)
+            try:
+                recommend(query, stages)
+            except StageUnavailable:
+                return
