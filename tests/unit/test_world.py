@@ -79,8 +79,8 @@ def test_the_chances_are_those_worked_out_by_hand(world: World) -> None:
         item_numbers=np.array([0], dtype=np.int32),
         occurred_us=np.array([world.starts_us], dtype=np.int64),
     )
-    # after `a`, `b` follows with 0.35, else freely 0.65 * 0.595909; `c` has 0.65 * 0.205455; `a` is seen
-    assert begun.chances(0, world.ends_us) == pytest.approx([0.0, 0.847226, 0.152774], abs=1e-6)
+    # after `a`: b 0.35 + 0.65 * 0.595909 = 0.737341, c 0.65 * 0.205455 = 0.133546; `a` is seen, so of 0.870887
+    assert begun.chances(0, world.ends_us) == pytest.approx([0.0, 0.846656, 0.153344], abs=1e-6)
 
 
 def test_the_best_guess_by_the_chances_is_right_as_often_as_it_claims(world: World) -> None:
