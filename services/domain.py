@@ -266,7 +266,7 @@ class UserState:
 class Query:
     """One question. Time is a field: nothing below the edge reads a clock.
 
-    `recent` replaces the stored history for an anonymous caller; `like` asks for items related to one item;
+    `recent` (oldest first) replaces the stored history for an anonymous caller; `like` asks for items related to one item;
     `among` asks to rank exactly these items.
     """
 

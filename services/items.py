@@ -192,6 +192,11 @@ class ItemTable:
                 categories=self._categories[slots],
             )
 
+    def hashes(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        """hash64 of some ids, in the order asked; known ones are looked up, so many are cheap."""
+        with self._lock:
+            return self._item_hash(item_ids, self._slots_of(item_ids))
+
     def history(self, user: UserState) -> HistoryBlock:
         """A user's row as arrays, newest first."""
         item_ids = [each.item_id for each in user.events]

@@ -181,11 +181,17 @@ class Catalogue(Protocol):
 class CandidateSource(Protocol):
     """Proposes items for a user. Deterministic for a given state."""
 
-    name: str
-    limit: int
+    @property
+    def name(self) -> str:
+        """What slates, metrics and logs call it."""
+
+    @property
+    def limit(self) -> int:
+        """Most candidates of one answer."""
 
     def candidates(self, query: Query, user: UserState) -> Sequence[Candidate]:
-        """At most `limit` candidates, best first, no duplicates; empty when it has nothing for this user.
+        """At most `limit` candidates (`query.limit` where more are asked for), best first, no duplicates; empty when it
+        has nothing for this user.
 
         Raises nothing but StageUnavailable.
         """
@@ -194,7 +200,9 @@ class CandidateSource(Protocol):
 class Filter(Protocol):
     """Takes candidates out. Pure and idempotent; any two commute."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What slates, metrics and logs call it."""
 
     def keep(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Sequence[bool]:
         """One answer per candidate, in their order: True keeps it."""
@@ -203,7 +211,9 @@ class Filter(Protocol):
 class Scorer(Protocol):
     """Gives each candidate a finite score; a candidate's score does not depend on its neighbours."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What slates, metrics and logs call it."""
 
     def score(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Sequence[float]:
         """As many scores as candidates, in their order. Raises StageUnavailable when it cannot answer."""

@@ -6,7 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.domain import Candidate, Dropped, Pick, Query, Scored, Slate, StageUnavailable, UserState
+from services.domain import (
+    HISTORY_MAX,
+    HOUR_US,
+    SECOND_US,
+    SEEN_MAX,
+    Candidate,
+    Dropped,
+    Interaction,
+    Pick,
+    Query,
+    Scored,
+    Slate,
+    StageUnavailable,
+    UserState,
+    hash64,
+    to_us,
+)
 from services.ports import CandidateSource, FeatureStore, Filter, Scorer, SlateLog
 
 STRANGER = UserState(user_id="")
@@ -52,12 +68,26 @@ def recommend(query: Query, stages: Stages) -> Slate:
 
 def read_user(features: FeatureStore, query: Query) -> tuple[UserState, tuple[str, ...]]:
     """The user's row; an outage reads as a stranger and is named. Recent items of the query stand in for a row."""
+    if query.recent:
+        return anonymous_user(query), ()
     if query.user_id is None:
         return STRANGER, ()
     try:
         return features.read(query.user_id), ()
     except StageUnavailable:
         return UserState(query.user_id), ("features",)
+
+
+def anonymous_user(query: Query) -> UserState:
+    """The row that a caller's recent items (oldest first) stand for: clicks, a second apart, up to the question."""
+    asked_us = to_us(query.asked_at)
+    newest_first = tuple(reversed(query.recent))
+    events = tuple(
+        Interaction(asked_us - (place + 1) * SECOND_US, -place, item_id, "click", None, 1.0)
+        for place, item_id in enumerate(newest_first[:HISTORY_MAX])
+    )
+    seen = tuple((asked_us // HOUR_US, hash64(item_id)) for item_id in dict.fromkeys(newest_first[:SEEN_MAX]))
+    return UserState(query.user_id or "", events, (), seen, events[-1].occurred_us, events[0].occurred_us)
 
 
 def gather(

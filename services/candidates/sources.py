@@ -1,0 +1,201 @@
+"""The sources: each proposes items for a question, from one kind of knowledge.
+
+A source asks for more than its limit and passes over what the filters would take out anyway (seen, excluded, another
+category), so that a busy user still gets a full list; the filters stay the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.candidates.vectors import ItemVectors
+from services.domain import Candidate, Query, UserState, to_us
+from services.items import ItemTable
+from services.ports import CandidateSource
+
+COVISIT_STARTS = 10
+"""How many of the newest positive items of a history lead to co-visits."""
+
+OVERFETCH_MAX = 1000
+"""Most that an index is asked for beyond the limit, to make up for what is passed over."""
+
+RANKED_MAX = 300
+"""How deep the trending and new rankings are read; with a category, CATEGORY_DEPTH times deeper."""
+
+CATEGORY_DEPTH = 20
+
+
+@dataclass(frozen=True, slots=True)
+class FaissSource:
+    """The items whose vectors are nearest to the user's; nothing for a user without a history."""
+
+    items: ItemTable
+    vectors: ItemVectors
+    limit: int = 150
+    name: str = "faiss"
+
+    def candidates(self, query: Query, user: UserState) -> Sequence[Candidate]:
+        """CandidateSource."""
+        if not user.events or not _is_open(query):
+            return ()
+        limit = max(self.limit, query.limit)
+        passed = _passed_over(query, user)
+        deeper = OVERFETCH_MAX if query.categories else min(len(passed), OVERFETCH_MAX)
+        user_vector = self.vectors.reading(query, user).user_vector
+        found = [each for each in self.vectors.nearest(user_vector, limit + deeper) if each[1] not in passed]
+        wanted = _wanted(self.items, query, [item_id for item_id, _, _ in found])
+        kept = [each for each, want in zip(found, wanted, strict=True) if want][:limit]
+        return tuple(Candidate(item_id, self.name, s, rank) for rank, (item_id, _, s) in enumerate(kept))
+
+
+@dataclass(frozen=True, slots=True)
+class CovisitSource:
+    """Items that others took together with the newest positive items of this user."""
+
+    items: ItemTable
+    limit: int = 40
+    name: str = "covisits"
+
+    def candidates(self, query: Query, user: UserState) -> Sequence[Candidate]:
+        """CandidateSource."""
+        if not _is_open(query):
+            return ()
+        starts = list(dict.fromkeys(event.item_id for event in user.events if event.weight > 0))[:COVISIT_STARTS]
+        total: dict[str, float] = {}
+        strongest: dict[str, tuple[float, str]] = {}
+        for place, start in enumerate(starts):
+            for item_id, weight in self.items.covisits(start):
+                share = weight / (1 + place)  # what was taken last leads furthest
+                total[item_id] = total.get(item_id, 0.0) + share
+                strongest[item_id] = max(strongest.get(item_id, (0.0, start)), (share, start), key=lambda s: s[0])
+        best = sorted(total.items(), key=lambda found: (-found[1], found[0]))
+        kept = _kept(self.items, query, user, best)[: self.limit]
+        return tuple(Candidate(i, self.name, s, rank, strongest[i][1]) for rank, (i, s) in enumerate(kept))
+
+
+@dataclass(frozen=True, slots=True)
+class TrendingSource:
+    """What most people take lately; the same for everybody but for what they have seen."""
+
+    items: ItemTable
+    limit: int = 30
+    name: str = "trending"
+
+    def candidates(self, query: Query, user: UserState) -> Sequence[Candidate]:
+        """CandidateSource."""
+        if not _is_open(query):
+            return ()
+        best = self.items.trending(to_us(query.asked_at), _depth(query))
+        kept = _kept(self.items, query, user, best)[: max(self.limit, query.limit)]
+        return tuple(Candidate(item_id, self.name, s, rank) for rank, (item_id, s) in enumerate(kept))
+
+
+@dataclass(frozen=True, slots=True)
+class NewSource:
+    """What came last; its score is the place in that order, 1 for the newest."""
+
+    items: ItemTable
+    limit: int = 20
+    name: str = "new"
+
+    def candidates(self, query: Query, user: UserState) -> Sequence[Candidate]:
+        """CandidateSource."""
+        if not _is_open(query):
+            return ()
+        newest = self.items.newest(to_us(query.asked_at), _depth(query))
+        kept = _kept(self.items, query, user, newest)[: self.limit]
+        return tuple(Candidate(item_id, self.name, 1 / (1 + rank), rank) for rank, (item_id, _) in enumerate(kept))
+
+
+@dataclass(frozen=True, slots=True)
+class RelatedSource:
+    """Items like one item (`query.like`): nearest by vector and co-visited, taken in turn."""
+
+    items: ItemTable
+    vectors: ItemVectors | None
+    limit: int = 150
+    name: str = "related"
+
+    def candidates(self, query: Query, user: UserState) -> Sequence[Candidate]:
+        """CandidateSource."""
+        if query.like is None:
+            return ()
+        like, limit = query.like, max(self.limit, query.limit)
+        together = [item_id for item_id, _ in self.items.covisits(like)]
+        merged = [i for i in _in_turn(self._similar(query, like, limit), together) if i != like]
+        kept = _kept(self.items, query, user, [(item_id, 0.0) for item_id in merged])[:limit]
+        return tuple(Candidate(i, self.name, 1 / (1 + rank), rank, like) for rank, (i, _) in enumerate(kept))
+
+    def _similar(self, query: Query, like: str, limit: int) -> list[str]:
+        if self.vectors is None:
+            return []
+        vector = self.vectors.of([like])[0]
+        if not vector.any():
+            return []
+        deeper = OVERFETCH_MAX if query.categories else OVERFETCH_MAX // 10
+        return [item_id for item_id, _, _ in self.vectors.nearest(vector, limit + deeper, to_item=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class GivenSource:
+    """The caller's own list (`query.among`), in the caller's order, whole: its length is the caller's."""
+
+    limit: int = 1000
+    name: str = "given"
+
+    def candidates(self, query: Query, user: UserState) -> Sequence[Candidate]:  # noqa: ARG002
+        """CandidateSource."""
+        given = list(dict.fromkeys(query.among))[: self.limit]
+        return tuple(Candidate(item_id, self.name, 1 / (1 + rank), rank) for rank, item_id in enumerate(given))
+
+
+def standard_sources(items: ItemTable, vectors: ItemVectors | None) -> tuple[CandidateSource, ...]:
+    """Every source, in the order in which an item proposed twice is kept; without a release there are no vectors."""
+    retrieval: tuple[CandidateSource, ...] = () if vectors is None else (FaissSource(items, vectors),)
+    covisits, trending, new = CovisitSource(items), TrendingSource(items), NewSource(items)
+    return (GivenSource(), RelatedSource(items, vectors), covisits, *retrieval, trending, new)
+
+
+def _is_open(query: Query) -> bool:
+    """Whether the question is for any item, and neither for those like one nor among some."""
+    return query.like is None and not query.among
+
+
+def _depth(query: Query) -> int:
+    return RANKED_MAX * CATEGORY_DEPTH if query.categories else RANKED_MAX
+
+
+def _passed_over(query: Query, user: UserState) -> frozenset[int]:
+    """Hashes of what this user has seen, where the question wants that dropped."""
+    return frozenset(item_hash for _, item_hash in user.seen) if query.seen == "drop" else frozenset()
+
+
+def _kept(
+    items: ItemTable, query: Query, user: UserState, found: Sequence[tuple[str, float]]
+) -> list[tuple[str, float]]:
+    """What is neither seen nor excluded nor of another category, in its order."""
+    passed = _passed_over(query, user)
+    item_ids = [item_id for item_id, _ in found]
+    fresh = [h not in passed for h in items.hashes(item_ids).tolist()] if passed else [True] * len(found)
+    wanted = _wanted(items, query, item_ids)
+    return [each for each, new, want in zip(found, fresh, wanted, strict=True) if new and want]
+
+
+def _wanted(items: ItemTable, query: Query, item_ids: Sequence[str]) -> list[bool]:
+    """Which of these the question does not exclude by name or by category."""
+    wanted = np.ones(len(item_ids), dtype=np.bool_)
+    if query.exclude:
+        wanted &= np.fromiter((i not in query.exclude for i in item_ids), dtype=np.bool_, count=len(item_ids))
+    if query.categories:
+        wanted &= items.has_categories(item_ids, query.categories)
+    return wanted.tolist()
+
+
+def _in_turn(first: Sequence[str], second: Sequence[str]) -> Iterable[str]:
+    """Both lists merged, one of each in turn, each item once."""
+    longest = max(len(first), len(second))
+    turns = (each[n] for n in range(longest) for each in (first, second) if n < len(each))
+    return dict.fromkeys(turns)

@@ -1,0 +1,93 @@
+"""The scorers: a finite score for each candidate that does not depend on its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.batches import History
+from services.domain import SECOND_US, Candidate, Query, UserState, to_us
+from services.items import ItemTable
+from services.signals import ranking_features
+
+Vectors = NDArray[np.float32]
+
+SOURCE_WEIGHTS = {"given": 2.0, "related": 2.0, "covisits": 1.5, "faiss": 1.2, "trending": 1.0, "new": 0.4}
+RANK_SMOOTHING = 10.0
+
+
+class RankingModel(Protocol):
+    """What the attention scorer needs of a release."""
+
+    def rerank(
+        self, history: History, now_s: int, candidate_vectors: Vectors, features: Vectors, retrieval_score: Vectors
+    ) -> Vectors:
+        """Scores of C candidates: vectors [C, D], features [C, F], retrieval_score [C] -> [C]."""
+
+
+class UserReading(Protocol):
+    """A user as the release reads them."""
+
+    @property
+    def history(self) -> History: ...
+
+    @property
+    def user_vector(self) -> Vectors:
+        """float32 [D]."""
+
+
+class VectorReader(Protocol):
+    """Vectors by id under the same release."""
+
+    def of(self, item_ids: Sequence[str]) -> Vectors:
+        """float32 [n, D], zeros where nothing is known."""
+
+    def reading(self, query: Query, user: UserState) -> UserReading:
+        """The user's history and vector at the time of the question."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionScorer:
+    """The release's reranker over the user's history, the counters and the retrieval score.
+
+    Items related to one item, asked for by a stranger, keep their order: there is no taste to rank them by.
+    """
+
+    release: RankingModel
+    items: ItemTable
+    vectors: VectorReader
+    name: str = "attention"
+
+    def score(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Sequence[float]:
+        """Scorer."""
+        if query.like is not None and not user.events:
+            return [_by_rank(candidate) for candidate in candidates]
+        item_ids = [candidate.item_id for candidate in candidates]
+        now_us = to_us(query.asked_at)
+        features = ranking_features(self.items.history(user), self.items.block(item_ids), now_us)
+        reading = self.vectors.reading(query, user)
+        vectors = self.vectors.of(item_ids)
+        scores = self.release.rerank(
+            reading.history, now_us // SECOND_US, vectors, features, vectors @ reading.user_vector
+        )
+        assert bool(np.isfinite(scores).all()), f"{self.name} gave a score that is no number"
+        return [float(each) for each in scores]
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalOrderScorer:
+    """Before the first release: a fixed weight per source, falling with the rank that the source gave."""
+
+    name: str = "retrieval_order"
+
+    def score(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Sequence[float]:  # noqa: ARG002
+        """Scorer."""
+        return [_by_rank(candidate) for candidate in candidates]
+
+
+def _by_rank(candidate: Candidate) -> float:
+    return SOURCE_WEIGHTS.get(candidate.source, 1.0) / (RANK_SMOOTHING + candidate.rank)
