@@ -1,0 +1,1 @@
+"""Events in, user rows out: the fold, the feature store adapter and the consumer that drives them."""
