@@ -1,0 +1,36 @@
+"""Ranking metrics from the place of the wanted item. Places count from 0; an item not in the list is at `MISSING`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+MISSING = 2**31 - 1
+
+
+def places(scores: NDArray[np.float32], wanted: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The place of column `wanted[b]` in each row of `scores` [B, C], best first. A tie is lost to the columns before:
+    equal scores never flatter. int64 [B]"""
+    own = scores[np.arange(len(scores)), wanted][:, None]
+    columns = np.arange(scores.shape[1])[None, :]
+    ahead = (scores > own) | ((scores == own) & (columns < np.asarray(wanted)[:, None]))
+    return np.asarray(ahead.sum(axis=1), dtype=np.int64)
+
+
+def hit_ratio(places_found: NDArray[np.int64], k: int) -> float:
+    """Share of the wanted items in the first k. 0.0 of none."""
+    return _mean((places_found < k).astype(np.float64))
+
+
+def ndcg(places_found: NDArray[np.int64], k: int) -> float:
+    """Mean of 1 / log2(place + 2) in the first k, 0 beyond: NDCG with one wanted item. 0.0 of none."""
+    return _mean(np.where(places_found < k, 1.0 / np.log2(places_found + 2.0), 0.0))
+
+
+def mrr(places_found: NDArray[np.int64]) -> float:
+    """Mean of 1 / (place + 1), 0 where MISSING. 0.0 of none."""
+    return _mean(np.where(places_found < MISSING, 1.0 / (places_found + 1.0), 0.0))
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else 0.0
