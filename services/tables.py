@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Engine,
     Float,
     Index,
@@ -20,6 +22,8 @@ from sqlalchemy import (
     create_engine,
     event,
 )
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -83,6 +87,51 @@ trend_state = Table(
     Column("payload", LargeBinary, nullable=False),
 )
 
+trend_ring = Table(
+    "trend_ring",
+    metadata,
+    Column("topic", String(128), primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("slot", Integer, primary_key=True),
+    Column("number", BigInteger, nullable=False, comment="running number of the chunk; slot is its remainder"),
+    Column("payload", LargeBinary, nullable=False),
+)
+
+trend_hours = Table(
+    "trend_hours",
+    metadata,
+    Column("item_id", String(256), primary_key=True),
+    Column("hour", BigInteger, primary_key=True, comment="hours since 1970 of the event time"),
+    *(Column(f"c{column}", BigInteger, nullable=False) for column in range(9)),
+    Index("trend_hours_hour", "hour"),
+    sqlite_with_rowid=False,
+)
+
+trend_items = Table(
+    "trend_items",
+    metadata,
+    Column("item_id", String(256), primary_key=True),
+    Column("hour", BigInteger, nullable=False, comment="the newest closed hour that counts includes"),
+    Column("counts", LargeBinary, nullable=False),
+)
+
+trend_covisits = Table(
+    "trend_covisits",
+    metadata,
+    Column("item_id", String(256), primary_key=True),
+    Column("total", Float, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+)
+
+trend_users = Table(
+    "trend_users",
+    metadata,
+    Column("user_id", String(256), primary_key=True),
+    Column("at_us", BigInteger, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Index("trend_users_at", "at_us"),
+)
+
 erasures = Table(
     "erasures",
     metadata,
@@ -124,6 +173,34 @@ leases = Table(
     Column("holder", String(128), nullable=False),
     Column("until_us", BigInteger, nullable=False),
 )
+
+
+def upsert(
+    connection: Connection, table: Table, rows: Sequence[Mapping[str, object]], added: Collection[str] = ()
+) -> None:
+    """Insert rows; where the primary key exists, replace the other columns (columns in `added` are summed instead)."""
+    if not rows:
+        return
+    make = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
+    statement = make(table)
+    keys = [column.name for column in table.primary_key]
+    changed = {
+        name: table.c[name] + statement.excluded[name] if name in added else statement.excluded[name]
+        for name in rows[0]
+        if name not in keys
+    }
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), rows)
+
+
+def next_number(connection: Connection, name: str, count: int = 1) -> int:
+    """The last of `count` fresh rising numbers. Takes the database's (or the row's) write lock until the transaction
+    ends, so numbers become visible in their order. Begin a read-and-write transaction with it: it locks first."""
+    make = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
+    statement = make(counters).values(name=name, value=count)
+    statement = statement.on_conflict_do_update(
+        index_elements=["name"], set_={"value": counters.c.value + statement.excluded.value}
+    )
+    return int(connection.execute(statement.returning(counters.c.value)).scalar_one())
 
 
 def open_database(path: Path, busy_timeout_ms: int = 5000) -> Engine:
