@@ -54,7 +54,7 @@ class RetrievalModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A user as one release reads them for one question; `user_vector` float32 [D], zeros without a history."""
+    """A user as one release reads them for one question; `user_vector` float32 [D]; strangers have one too."""
 
     history: History
     user_vector: Vectors
@@ -141,8 +141,7 @@ class ItemVectors:
         if last is not None and last[0] is user and last[1] == now_s:
             return last[2]
         history = self._history(user)
-        blank = np.zeros(self._release.width, dtype=np.float32)
-        reading = Reading(history, self._release.user_vector(history, now_s) if user.events else blank)
+        reading = Reading(history, self._release.user_vector(history, now_s))
         self._local.last = (user, now_s, reading)
         return reading
 

@@ -1,0 +1,113 @@
+"""Reading bodies of many records: one object, a list, an object that names the list, or NDJSON."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from fastapi.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from services.api.problems import Problem
+from services.domain import Coordinate, Outgoing, Partition, WireError
+from services.ports import LogView
+from services.wire import BYTES_MAX
+
+WAIT_STEP_S = 0.004
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """One record of a body that was not accepted, by its place in the body."""
+
+    index: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """How a wait for a consumer ended."""
+
+    group: str
+    reached: bool
+    milliseconds: float
+
+
+def records(body: bytes, content_type: str, list_name: str, records_max: int) -> list[object]:
+    """The records of a body, not yet checked; Problem when the body as a whole cannot be read."""
+    try:
+        if "ndjson" in content_type or "jsonl" in content_type or "json-seq" in content_type:
+            found: object = [_line(line) for line in body.splitlines() if line.strip()]
+        else:
+            found = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        fix = "send JSON, or one JSON object per line with Content-Type: application/x-ndjson"
+        raise Problem("bad-body", f"the body is not JSON ({error}); {fix}") from None
+    if isinstance(found, dict) and isinstance(found.get(list_name), list):
+        found = found[list_name]
+    if isinstance(found, dict):
+        found = [found]
+    if not isinstance(found, list):
+        raise Problem(
+            "bad-body", f"the body must be an object, a list of objects or NDJSON, not a {type(found).__name__}"
+        )
+    if len(found) > records_max:
+        raise Problem("too-large", f"{len(found)} records, at most {records_max} (api_events_max) are taken at once")
+    return found
+
+
+def parse_each(
+    found: Sequence[object], parse: Callable[[dict[str, object]], Outgoing]
+) -> tuple[list[Outgoing], list[Refused]]:
+    """The message of every record that can be read, and why the others cannot."""
+    messages: list[Outgoing] = []
+    refused: list[Refused] = []
+    for index, record in enumerate(found):
+        try:
+            if not isinstance(record, dict):
+                raise WireError("not_an_object", f"a JSON {type(record).__name__}")
+            message = parse(record)
+            if len(message.value) > BYTES_MAX:
+                raise WireError("oversized", f"{len(message.value)} bytes, the limit is {BYTES_MAX}")
+            messages.append(message)
+        except WireError as error:
+            refused.append(Refused(index, error.reason, error.detail))
+    return messages, refused
+
+
+async def body_of(request: Request) -> tuple[bytes, str]:
+    """The whole body (its size is limited by the edge) and its content type."""
+    return await request.body(), request.headers.get("content-type", "").lower()
+
+
+async def wait_for(view: LogView, group: str, coordinates: Sequence[Coordinate], wait_ms_max: int) -> Waited:
+    """Wait until the group has committed all of these, at most `wait_ms_max`."""
+    started = time.perf_counter()
+    wanted: dict[Partition, int] = {}
+    for c in coordinates:
+        place = Partition(c.topic, c.partition)
+        wanted[place] = max(wanted.get(place, 0), c.offset + 1)
+    topics = {place.topic for place in wanted}
+    while True:
+        reached = await run_in_threadpool(_reached, view, group, topics, wanted)
+        waited_ms = (time.perf_counter() - started) * 1e3
+        if reached or waited_ms >= wait_ms_max:
+            return Waited(group, reached, round(waited_ms, 2))
+        await asyncio.sleep(WAIT_STEP_S)
+
+
+def _reached(view: LogView, group: str, topics: set[str], wanted: dict[Partition, int]) -> bool:
+    committed = {place: offset for topic in topics for place, offset in view.committed(group, topic).items()}
+    return all(committed.get(place, 0) >= offset for place, offset in wanted.items())
+
+
+def _line(line: bytes) -> object:
+    """One NDJSON line; a line that cannot be read stays what it is and is refused by its index."""
+    try:
+        return msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return line

@@ -1,0 +1,112 @@
+"""Events in: parsed one by one, published together, acknowledged when durable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from fastapi import Query as Parameter
+from fastapi.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.api.bodies import Refused, body_of, parse_each, records, wait_for
+from services.api.problems import Problem
+from services.api.recommendations import json_response
+from services.api.runtime import Runtime
+from services.api.schemas import EventBody, EventsAnswer, ProblemAnswer
+from services.domain import Coordinate, Outgoing
+from services.telemetry import EVENTS_ACCEPTED, EVENTS_REJECTED
+from services.wire import EVENT_ALIASES, encode_event, parse_event
+
+_IDS = ("event_id", *EVENT_ALIASES["event_id"])
+_TIMES = ("occurred_at", *EVENT_ALIASES["occurred_at"])
+_EVENT = {"$ref": "#/components/schemas/EventBody"}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"anyOf": [_EVENT, {"type": "array", "items": _EVENT}]},
+                "examples": {
+                    "one": {"value": {"user_id": "42", "item_id": "tt1375666", "kind": "click"}},
+                    "several": {
+                        "value": [
+                            {"userId": "42", "itemId": "tt1375666", "event_type": "rating", "rating": 9},
+                            {"user_id": "43", "item_id": "tt0468569", "timestamp": 1767268800},
+                        ]
+                    },
+                },
+            },
+            "application/x-ndjson": {"schema": {"type": "string"}},
+        },
+    }
+}
+Wait = Annotated[
+    Literal["features"] | None, Parameter(description="Answer when the user rows have the events (bounded).")
+]
+
+
+@dataclass(slots=True)
+class Noted:
+    """What an answer says about the events it took."""
+
+    kinds: set[str] = field(default_factory=set)
+    unrepeatable: int = 0
+
+
+def router(runtime: Runtime) -> APIRouter:
+    """The routes of this family over one runtime."""
+    routes = APIRouter(tags=["events"])
+
+    @routes.post(
+        "/v1/events",
+        status_code=202,
+        response_model=EventsAnswer,
+        openapi_extra=_BODY,
+        responses={422: {"model": ProblemAnswer, "description": "Nothing of the body was accepted"}},
+    )
+    async def post_events(request: Request, wait: Wait = None) -> Response:
+        """One event, a list of them, or NDJSON. What is accepted is durable when the answer comes."""
+        body, content_type = await body_of(request)
+        coordinates, refused, noted = await run_in_threadpool(_take, body, content_type, runtime)
+        declared = runtime.settings.kind_rules().by_kind
+        told: dict[str, object] = {
+            "accepted": len(coordinates),
+            "rejected": refused,
+            "retry_not_recognised": noted.unrepeatable,
+            "undeclared_kinds": sorted(noted.kinds - declared.keys()),
+        }
+        if refused and not coordinates:
+            raise Problem("nothing-accepted", refused[0].detail, told)
+        if wait is not None:
+            told["waited"] = await wait_for(runtime.view, wait, coordinates, runtime.settings.api_wait_ms_max)
+        return json_response(told, 202)
+
+    return routes
+
+
+def schema() -> dict[str, Any]:
+    """The schema of an event, which no route's signature names."""
+    return EventBody.model_json_schema(ref_template="#/components/schemas/{model}")
+
+
+def _take(body: bytes, content_type: str, runtime: Runtime) -> tuple[tuple[Coordinate, ...], list[Refused], Noted]:
+    found = records(body, content_type, "events", runtime.settings.api_events_max)
+    accepted_at, noted = runtime.now(), Noted()
+    messages, refused = parse_each(found, lambda fields: _message(fields, accepted_at, noted))
+    coordinates = runtime.sink.publish(messages) if messages else ()
+    EVENTS_ACCEPTED.inc(len(coordinates))
+    for each in refused:
+        EVENTS_REJECTED.labels("api", each.reason).inc()
+    return coordinates, refused, noted
+
+
+def _message(fields: Mapping[str, object], accepted_at: datetime, noted: Noted) -> Outgoing:
+    event = parse_event(fields, accepted_at)
+    noted.kinds.add(event.kind)
+    noted.unrepeatable += not any(fields.get(name) is not None for name in (*_IDS, *_TIMES))
+    return encode_event(event)

@@ -1,0 +1,170 @@
+"""The catalogue: items in (put, patch, delete), published like events; one item out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from fastapi import Query as Parameter
+from fastapi.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.api.bodies import Refused, body_of, parse_each, records, wait_for
+from services.api.problems import Problem
+from services.api.recommendations import checked_id, json_response
+from services.api.runtime import Runtime
+from services.api.schemas import ItemBody, ItemFields, ItemsAnswer, ProblemAnswer
+from services.domain import Coordinate, ItemChange, Operation, Outgoing, WireError, from_us, to_us
+from services.signals import COUNTERS, decayed
+from services.wire import ID_LENGTH_MAX, check_item_fields, encode_item, parse_time
+
+ID_NAMES = ("item_id", "itemId", "ItemId", "item", "id")
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    422: {"model": ProblemAnswer, "description": "Nothing of the body was accepted"}
+}
+Wait = Annotated[Literal["catalogue"] | None, Parameter(description="Answer when the catalogue has it (bounded).")]
+
+
+def router(runtime: Runtime) -> APIRouter:
+    """The routes of this family over one runtime."""
+    routes = APIRouter(tags=["items"])
+    _add_many(routes, runtime)
+    _add_one(routes, runtime)
+    return routes
+
+
+def _add_many(routes: APIRouter, runtime: Runtime) -> None:
+    @routes.put(
+        "/v1/items", status_code=202, response_model=ItemsAnswer, responses=REFUSALS, openapi_extra=_body("ItemBody")
+    )
+    async def put_items(request: Request, wait: Wait = None) -> Response:
+        """One item, a list of them, or NDJSON, each with its id. Each replaces what was known of it."""
+        body, content_type = await body_of(request)
+        return await _publish(runtime, body, content_type, "put", None, wait)
+
+
+def _add_one(routes: APIRouter, runtime: Runtime) -> None:
+    @routes.put(
+        "/v1/items/{item_id:path}",
+        status_code=202, response_model=ItemsAnswer, responses=REFUSALS, openapi_extra=_body("ItemFields"),
+    )  # fmt: skip
+    async def put_item(request: Request, item_id: str, wait: Wait = None) -> Response:
+        """One item; it replaces what was known of it."""
+        body, content_type = await body_of(request)
+        return await _publish(runtime, body, content_type, "put", checked_id("item_id", item_id), wait)
+
+    @routes.patch(
+        "/v1/items/{item_id:path}",
+        status_code=202, response_model=ItemsAnswer, responses=REFUSALS, openapi_extra=_body("ItemFields"),
+    )  # fmt: skip
+    async def patch_item(request: Request, item_id: str, wait: Wait = None) -> Response:
+        """Only the named fields of one item."""
+        body, content_type = await body_of(request)
+        return await _publish(runtime, body, content_type, "patch", checked_id("item_id", item_id), wait)
+
+    @routes.delete("/v1/items/{item_id:path}", status_code=202, response_model=ItemsAnswer, responses=REFUSALS)
+    async def delete_item(item_id: str, wait: Wait = None) -> Response:
+        """The item is in no list any more."""
+        return await _publish(runtime, b"{}", "", "delete", checked_id("item_id", item_id), wait)
+
+    @routes.get("/v1/items/{item_id:path}")
+    def get_item(item_id: str) -> Response:
+        """What is known of one item: its card, its categories and its counts as of now."""
+        return json_response(_item_answer(runtime, checked_id("item_id", item_id)))
+
+
+async def _publish(
+    runtime: Runtime, body: bytes, content_type: str, operation: Operation, item_id: str | None, wait: str | None
+) -> Response:
+    coordinates, refused = await run_in_threadpool(_take, runtime, body, content_type, operation, item_id)
+    told: dict[str, object] = {"accepted": len(coordinates), "rejected": refused}
+    if refused and not coordinates:
+        raise Problem("nothing-accepted", refused[0].detail, told)
+    if wait is not None:
+        told["waited"] = await wait_for(runtime.view, wait, coordinates, runtime.settings.api_wait_ms_max)
+    return json_response(told, 202)
+
+
+def _take(
+    runtime: Runtime, body: bytes, content_type: str, operation: Operation, item_id: str | None
+) -> tuple[tuple[Coordinate, ...], list[Refused]]:
+    found = records(body, content_type, "items", runtime.settings.api_events_max)
+    if item_id is not None and len(found) != 1:
+        raise Problem("bad-body", f"{len(found)} objects for one item; PUT /v1/items takes many")
+    accepted_at = runtime.now()
+    messages, refused = parse_each(found, lambda fields: _message(fields, operation, item_id, accepted_at))
+    return (runtime.sink.publish(messages) if messages else ()), refused
+
+
+def _message(
+    fields: Mapping[str, object], operation: Operation, item_id: str | None, accepted_at: datetime
+) -> Outgoing:
+    given = dict(fields)
+    named = [given.pop(name) for name in ID_NAMES if name in given]
+    updated_at = given.pop("updated_at", None)
+    change = ItemChange(
+        item_id if item_id is not None else _named_id(named),
+        operation,
+        check_item_fields(given),
+        accepted_at if updated_at is None else min(parse_time(updated_at, "updated_at"), accepted_at),
+        accepted_at,
+    )
+    return encode_item(change)
+
+
+def _named_id(named: list[object]) -> str:
+    given = str(named[0]).strip() if named and isinstance(named[0], str | int) else ""
+    if not given:
+        raise WireError("missing_item_id", "item_id is required")
+    if len(given) > ID_LENGTH_MAX or "\x00" in given:
+        raise WireError("bad_item_id", f"item_id must have 1 to {ID_LENGTH_MAX} characters, none of them NUL")
+    return given
+
+
+def _item_answer(runtime: Runtime, item_id: str) -> dict[str, object]:
+    card = runtime.catalogue.cards([item_id])[0]
+    if (card is None or card.deleted) and item_id not in runtime.items:
+        raise Problem("not-found", f"nothing is known of item {item_id}")
+    block = runtime.items.block([item_id])
+    now_us = to_us(runtime.now())
+    counts = decayed(block.counts, block.counts_at_us, now_us)[0].reshape(len(COUNTERS), -1)
+    windows = ("1h", "24h", "7d")
+    return {
+        "item_id": item_id,
+        "title": runtime.items.title(item_id),
+        "categories": list(card.categories) if card else list(runtime.items.category_names(item_id)),
+        "card": None if card is None else _card(card),
+        "servable": bool(runtime.items.servable([item_id], now_us)[0]),
+        "has_text_vector": runtime.items.vector(item_id) is not None,
+        "counts": {
+            counter: {window: round(float(c), 4) for window, c in zip(windows, row, strict=True)}
+            for counter, row in zip(COUNTERS, counts, strict=True)
+        },
+        "counts_at": from_us(int(block.counts_at_us[0])) if block.counts_at_us[0] else None,
+        "taken_together": [{"item_id": i, "weight": w} for i, w in runtime.items.covisits(item_id)[:20]],
+    }
+
+
+def _card(card: Any) -> dict[str, object]:
+    return {
+        "title": card.title, "text": card.text, "categories": card.categories, "attributes": dict(card.attributes),
+        "available": card.available, "published_at": card.published_at, "expires_at": card.expires_at,
+        "deleted": card.deleted,
+    }  # fmt: skip
+
+
+def _body(model: str) -> dict[str, Any]:
+    one = {"$ref": f"#/components/schemas/{model}"}
+    many = {"anyOf": [one, {"type": "array", "items": one}]}
+    content: dict[str, Any] = {"application/json": {"schema": many if model == "ItemBody" else one}}
+    if model == "ItemBody":
+        content["application/x-ndjson"] = {"schema": {"type": "string"}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """The schemas of bodies, which no route's signature names."""
+    return {model.__name__: model.model_json_schema() for model in (ItemBody, ItemFields)}

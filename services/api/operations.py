@@ -1,0 +1,118 @@
+"""For whoever runs the instance: releases, runs, the quarantine, health and metrics."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter
+from fastapi import Query as Parameter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import Response
+
+from services.api.problems import Problem
+from services.api.recommendations import json_response
+from services.api.runtime import Run, Runtime
+from services.domain import TOPIC_EVENTS, TOPIC_ITEMS, TOPIC_SLATES, TOPICS, Metric, Rejected, ReleaseInfo
+from services.telemetry import LAG
+
+GROUP_TOPICS = {
+    "features": (TOPIC_EVENTS,),
+    "trends": (TOPIC_EVENTS, TOPIC_SLATES),
+    "archive": TOPICS,
+    "catalogue": (TOPIC_ITEMS,),
+}
+Many = Annotated[int, Parameter(ge=1, le=1000, description="How many at most.")]
+
+
+def router(runtime: Runtime) -> APIRouter:
+    """The routes of this family over one runtime."""
+    routes = APIRouter()
+    _add_releases(routes, runtime)
+    _add_rejected(routes, runtime)
+    _add_health(routes, runtime)
+    return routes
+
+
+def _add_releases(routes: APIRouter, runtime: Runtime) -> None:
+    @routes.get("/v1/releases", tags=["model"])
+    def releases() -> Response:
+        """Every release, newest first, and which one this process serves."""
+        serving = runtime.stages().release_id
+        return json_response({"serving": serving, "releases": [_release(each) for each in runtime.registry.all()]})
+
+    @routes.post("/v1/releases/{release_id}/promote", tags=["model"])
+    def promote(release_id: str) -> Response:
+        """Make a release the live one; servers load, warm and swap it within seconds."""
+        if all(each.release_id != release_id for each in runtime.registry.all()):
+            raise Problem("not-found", f"there is no release {release_id}; GET /v1/releases lists them")
+        runtime.registry.promote(release_id)
+        return json_response({"live": release_id, "serving": runtime.stages().release_id})
+
+    @routes.get("/v1/runs", tags=["model"])
+    def runs(limit: Many = 20) -> Response:
+        """Training runs, newest first."""
+        return json_response({"runs": [_run(each) for each in runtime.runs(limit)]})
+
+
+def _add_rejected(routes: APIRouter, runtime: Runtime) -> None:
+    @routes.get("/v1/rejected", tags=["quarantine"])
+    def rejected(limit: Many = 50, after: Annotated[int, Parameter(ge=0)] = 0) -> Response:
+        """Messages that could not be read, with their bytes and the reason; `after` pages on."""
+        found = [_rejected(number, each) for number, each in runtime.quarantine.list(limit, after)]
+        return json_response({"count": dict(runtime.quarantine.count()), "rejected": found})
+
+
+def _add_health(routes: APIRouter, runtime: Runtime) -> None:
+    @routes.get("/health/live", tags=["health"])
+    async def live() -> Response:
+        """200 while the process runs."""
+        return json_response({"status": "live"})
+
+    @routes.get("/health/ready", tags=["health"])
+    def ready() -> Response:
+        """200 when no part is red, else 503; each part's state either way."""
+        parts = dict(runtime.parts())
+        is_ready = all(part.state != "red" for part in parts.values())
+        return json_response({"ready": is_ready, "parts": parts}, 200 if is_ready else 503)
+
+    @routes.get("/metrics", tags=["health"])
+    def metrics() -> Response:
+        """Prometheus text."""
+        for group, topics in GROUP_TOPICS.items():
+            LAG.labels(group).set(sum(_lag(runtime, group, topic) for topic in topics))
+        return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _lag(runtime: Runtime, group: str, topic: str) -> int:
+    committed = runtime.view.committed(group, topic)
+    return sum(end - committed.get(partition, 0) for partition, end in runtime.view.ends(topic).items())
+
+
+def _release(info: ReleaseInfo) -> dict[str, object]:
+    return {
+        "release_id": info.release_id, "live": info.live, "promoted": info.promoted, "created_at": info.created_at,
+        "data_until": info.data_until, "reason": info.reason, "metrics": [_metric(each) for each in info.metrics],
+    }  # fmt: skip
+
+
+def _run(run: Run) -> dict[str, object]:
+    return {
+        "run_id": run.run_id, "state": run.state, "effort": run.effort, "started_at": run.started_at,
+        "ended_at": run.ended_at, "seconds": run.seconds, "release_id": run.release_id, "message": run.message,
+        "metrics": [_metric(each) for each in run.metrics],
+    }  # fmt: skip
+
+
+def _metric(metric: Metric) -> dict[str, object]:
+    return {
+        "model": metric.model, "part": metric.part, "name": metric.name,
+        "value": metric.value, "users": metric.users,
+    }  # fmt: skip
+
+
+def _rejected(number: int, each: Rejected) -> dict[str, object]:
+    return {
+        "number": number, "reason": each.reason, "detail": each.detail, "accepted_at": each.accepted_at,
+        "topic": each.coordinate.topic, "partition": each.coordinate.partition, "offset": each.coordinate.offset,
+        "value": each.value.decode(errors="replace"),
+    }  # fmt: skip

@@ -1,0 +1,75 @@
+"""What the API needs of a running instance. `wiring` builds one; the API never opens or knows a store by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from services.domain import Metric, PartHealth
+from services.items import ItemTable
+from services.ports import Catalogue, EventSink, FeatureStore, LogView, Quarantine, ReleaseRegistry
+from services.recommend import Stages
+from services.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training run as the registry remembers it; `ended_at` is None while it runs (or if it died)."""
+
+    run_id: str
+    state: str
+    effort: str
+    started_at: datetime
+    ended_at: datetime | None
+    seconds: float
+    release_id: str | None
+    message: str
+    metrics: tuple[Metric, ...] = ()
+
+
+class Runtime(Protocol):
+    """A running instance, as the API sees it. Everything here is called from many threads at once."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def sink(self) -> EventSink: ...
+
+    @property
+    def view(self) -> LogView: ...
+
+    @property
+    def features(self) -> FeatureStore: ...
+
+    @property
+    def items(self) -> ItemTable: ...
+
+    @property
+    def catalogue(self) -> Catalogue: ...
+
+    @property
+    def registry(self) -> ReleaseRegistry: ...
+
+    @property
+    def quarantine(self) -> Quarantine: ...
+
+    def now(self) -> datetime:
+        """The clock of this instance: the only one that the API reads."""
+
+    def start(self) -> None:
+        """Called once in the serving process, before the first request: load items and the live release."""
+
+    def stop(self) -> None:
+        """Called once, after the last request: flush what was recorded, end the threads."""
+
+    def stages(self) -> Stages:
+        """The stages that answer now; a request takes them once."""
+
+    def parts(self) -> Mapping[str, PartHealth]:
+        """How each part is. Quick: it is asked every second. Ready means that none is red."""
+
+    def runs(self, limit: int) -> Sequence[Run]:
+        """Training runs, newest first."""
