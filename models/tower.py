@@ -33,7 +33,7 @@ class UserTower(nn.Module):
         self.scale = width**0.5
         self.start = nn.Parameter(torch.randn(width) * 0.5)
         self.actions = nn.Embedding(actions, width)
-        self.by_distance = nn.Parameter(torch.zeros(config.heads, config.history + 1))
+        self.by_distance = nn.Parameter(torch.zeros(config.heads, config.history + 2))
         self.by_gap = nn.Parameter(torch.zeros(config.heads, BUCKETS))
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
@@ -81,7 +81,9 @@ class UserTower(nn.Module):
         places = torch.arange(keys, device=times_s.device)
         distance = places[keys - queries :, None] - places[None, :]  # [Q, K]
         reach = self.by_distance.shape[1] - 1
-        near = self.by_distance[:, distance.clamp(0, reach)]  # [heads, Q, K]
+        # The start is at a distance of its own, so that padding behind it changes nothing.
+        apart = torch.where(places[None, :] == 0, reach, distance.clamp(0, reach - 1))
+        near = self.by_distance[:, apart]  # [heads, Q, K]
         gaps = time_bucket(asked_s[:, :, None] - times_s[:, None, :])  # [B, Q, K]
         bias = self.by_gap[:, gaps].transpose(0, 1) + near
         visible = (distance >= 0)[None, :, :] & present[:, None, :]

@@ -1,0 +1,393 @@
+"""Fitting: sequences into a tower, ranking examples into a reranker, both into a release.
+
+Seeded runs on one machine with one number of threads are equal. The caller sets the threads.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.batches import HeldOut, Prefixes, Progress, RankingExamples, Sequences, no_progress
+from models.config import BUDGET_FLOP, ModelConfig
+from models.device import pick_device
+from models.index import FaissIndex
+from models.items import ItemEncoder, TextBasis
+from models.losses import full_softmax, ranking_loss
+from models.metrics import ndcg, places
+from models.release import Manifest, ModelRelease, Networks
+from models.reranker import Reranker
+from models.tower import UserTower
+from models.vocabulary import Vocabulary
+from models.windows import Packed, Windows, batches, cut_windows, hold_out, target_weights
+
+__all__ = ["FittedReranker", "FittedTower", "ModelConfig", "assemble", "continue_tower", "fit_reranker", "fit_tower"]
+
+USERS_AT_ONCE = 256
+CONTINUED_RATE = 0.3
+GRADIENT_MAX = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class FittedTower:
+    """A fitted tower and its items. `epochs` it took, `held_out_ndcg` (NDCG@10) it had where it was stopped."""
+
+    config: ModelConfig
+    vocabulary: Vocabulary
+    text_basis: TextBasis
+    items: ItemEncoder
+    tower: UserTower
+    vectors: NDArray[np.float32]
+    device: torch.device
+    epochs: int
+    held_out_ndcg: float
+
+    def item_vectors(self) -> NDArray[np.float32]:
+        """[V, D], length 1; row 0 is zero."""
+        return self.vectors
+
+    def user_vectors(self, prefixes: Prefixes) -> NDArray[np.float32]:
+        """What B users wanted at their times. [B, D], length 1."""
+        table = torch.from_numpy(self.vectors).to(self.device)
+        return _user_vectors(self.tower, table, prefixes)
+
+    def scores(self, user_vectors: NDArray[np.float32], rows: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Inner products of users [B, D] with their candidates' rows [B, C]: the retrieval score. [B, C]"""
+        products: NDArray[np.float32] = np.einsum("bd,bcd->bc", user_vectors, self.vectors[rows]).astype(np.float32)
+        return products
+
+    def top(self, user_vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        """The k best rows of each user, best first, never row 0. [B, min(k, V - 1)]"""
+        k = min(k, len(self.vectors) - 1)
+        found = torch.from_numpy(user_vectors) @ torch.from_numpy(self.vectors[1:]).T
+        best: NDArray[np.int64] = found.topk(k, dim=1).indices.numpy() + 1
+        return best
+
+
+@dataclass(frozen=True, slots=True)
+class FittedReranker:
+    """A fitted reranker. `held_out_ndcg` is NDCG@10 within the held-out lists, `retrieval_ndcg` that of the retrieval
+    score alone on the same lists (ties lost), `epochs` where it was stopped."""
+
+    network: Reranker
+    epochs: int
+    held_out_ndcg: float
+    retrieval_ndcg: float
+
+
+def fit_tower(
+    sequences: Sequences,
+    vocabulary: Vocabulary,
+    text_vectors: NDArray[np.float32],
+    config: ModelConfig,
+    progress: Progress = no_progress,
+    validation: HeldOut | None = None,
+    device: str = "auto",
+) -> FittedTower:
+    """A tower by full softmax over all items, stopped by NDCG@10 on `validation`.
+
+    `text_vectors` float32 [V, T], row 0 and items without text all zero. Without `validation` the newest twentieth of
+    time is held out (and not learned from: see `continue_tower`). The effort's budget of arithmetic bounds the epochs.
+    """
+    assert len(text_vectors) == len(vocabulary), f"{len(text_vectors)} texts for {len(vocabulary)} rows"
+    where = pick_device(device)
+    if validation is None:
+        sequences, validation = hold_out(sequences, config.history, config.held_out_max)
+    with _seeded(config.seed):
+        basis = TextBasis.fitted(text_vectors, config.text_width)
+        items = ItemEncoder(len(vocabulary), config).to(where)
+        items.text.copy_(torch.from_numpy(basis.reduced(text_vectors)))
+        tower = UserTower(vocabulary.action_count, config).to(where)
+        run = _TowerRun(items, tower, sequences, config, config.learning_rate)
+        epochs = run.epochs_affordable()
+        epoch, best = _stopped_early(run, epochs, validation, progress)
+    return _fitted(config, vocabulary, basis, items, tower, where, epoch, best)
+
+
+def continue_tower(
+    fitted: FittedTower, sequences: Sequences, epochs: int, progress: Progress = no_progress
+) -> FittedTower:
+    """The tower after some more epochs on (newer) sequences, at a lower rate, not stopped early. `fitted` stays."""
+    items, tower = copy.deepcopy(fitted.items), copy.deepcopy(fitted.tower)
+    config = fitted.config
+    with _seeded(config.seed + 1):
+        run = _TowerRun(items, tower, sequences, config, config.learning_rate * CONTINUED_RATE)
+        for epoch in range(epochs):
+            run.epoch(epoch, epochs, progress, "tower, newest events")
+    done = fitted.epochs + epochs
+    return _fitted(
+        config, fitted.vocabulary, fitted.text_basis, items, tower, fitted.device, done, fitted.held_out_ndcg
+    )
+
+
+def fit_reranker(
+    tower: FittedTower, examples: RankingExamples, config: ModelConfig, progress: Progress = no_progress
+) -> FittedReranker:
+    """A reranker over the tower's (fixed) item vectors, by binary cross entropy and a share of listwise softmax,
+    stopped by NDCG@10 on the newest tenth of the requests."""
+    order = np.argsort(examples.now_s, kind="stable")
+    held = max(1, len(order) // 10)
+    fit_on, stop_on = examples.take(order[:-held]), examples.take(order[-held:])
+    retrieval_ndcg = _lists_ndcg(stop_on.retrieval_score, stop_on)
+    with _seeded(config.seed + 2):
+        network = Reranker(tower.vocabulary.action_count, examples.features.shape[2], config).to(tower.device)
+        _standardise(network, fit_on)
+        table = torch.from_numpy(tower.vectors).to(tower.device)
+        optimizer = torch.optim.Adam(network.parameters(), lr=config.reranker_learning_rate)
+        best, best_state, best_epoch = -1.0, network.state_dict(), 0
+        rng = np.random.default_rng(config.seed)
+        for epoch in range(config.reranker_epochs_max):
+            _reranker_epoch(network, optimizer, table, fit_on, config, rng)
+            found = _lists_ndcg(_reranked(network, table, stop_on), stop_on)
+            progress(epoch + 1, config.reranker_epochs_max, f"reranker, NDCG@10 {found:.4f} in held-out lists")
+            if found > best:
+                best, best_state, best_epoch = found, copy.deepcopy(network.state_dict()), epoch + 1
+            elif epoch + 1 - best_epoch >= config.reranker_patience:
+                break
+        network.load_state_dict(best_state)
+    return FittedReranker(network.eval(), best_epoch, best, retrieval_ndcg)
+
+
+def assemble(
+    release_id: str,
+    tower: FittedTower,
+    reranker: FittedReranker,
+    feature_names: tuple[str, ...],
+    feature_service: str,
+    text_encoder: str,
+    data_until_us: int,
+    notes: Mapping[str, float],
+) -> ModelRelease:
+    """A release of what was fitted, ready to judge, to save and to serve. `notes`: numbers for the manifest."""
+    manifest = Manifest(
+        release_id, data_until_us, tower.config.seed, text_encoder, feature_service, feature_names, tower.config,
+        len(tower.vocabulary), tower.vocabulary.action_count, len(tower.text_basis.mean), dict(notes),
+    )  # fmt: skip
+    networks = Networks(copy.deepcopy(tower.items), copy.deepcopy(tower.tower), copy.deepcopy(reranker.network))
+    bad = [name for name, value in networks.state_dict().items() if not bool(torch.isfinite(value).all())]
+    assert not bad, f"weights are not finite: {', '.join(bad)}"
+    index = FaissIndex.built(tower.vectors)
+    return ModelRelease(
+        manifest, tower.vocabulary, tower.vectors, tower.text_basis, index, networks.eval(), tower.device
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the tower
+
+
+class _TowerRun:
+    """What stays the same over the epochs of one fit: windows, weights, optimizer, chance."""
+
+    def __init__(
+        self, items: ItemEncoder, tower: UserTower, sequences: Sequences, config: ModelConfig, rate: float
+    ) -> None:
+        self.items, self.tower, self.config, self.sequences = items, tower, config, sequences
+        self.weights = target_weights(sequences, config.recency_half_life_days)
+        windows = cut_windows(sequences, config.history)
+        # A window without a target teaches nothing.
+        taught = np.concatenate([[0.0], np.cumsum(self.weights, dtype=np.float64)])
+        some = taught[windows.stops] > taught[windows.targets_from]
+        self.windows = Windows(windows.starts[some], windows.stops[some], windows.targets_from[some])
+        self.steps = max(1, math.ceil(np.count_nonzero(self.weights) / config.batch_targets))
+        self.rng = np.random.default_rng(config.seed)
+        self.rate = rate
+        self.optimizer = torch.optim.AdamW(_groups_of(items, tower, config), lr=rate, betas=(0.9, 0.98))
+        self.taken = 0
+        counted = np.bincount(sequences.rows[sequences.positive], minlength=len(items.counts)).astype(np.float32)
+        counted[0] = 0
+        items.counts.copy_(torch.from_numpy(counted))
+
+    def epochs_affordable(self) -> int:
+        """As many epochs as the effort's budget pays for, at least one."""
+        tokens = int((self.windows.stops - self.windows.starts).sum())
+        targets = int(np.count_nonzero(self.weights))
+        flop = self.config.tower_flop(tokens, targets, len(self.items.counts), self.steps)
+        return max(1, min(self.config.epochs_max, int(BUDGET_FLOP[self.config.effort] / max(flop, 1.0))))
+
+    def epoch(self, epoch: int, epochs: int, progress: Progress, text: str) -> float:
+        """One pass over all windows. The mean loss."""
+        self.items.train()
+        self.tower.train()
+        losses = []
+        planned = epochs * self.steps
+        for packed in batches(self.sequences, self.windows, self.weights, self.config.batch_targets, self.rng):
+            if not packed.weights.any():
+                continue
+            self._set_rate(planned)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = _tower_loss(self.items, self.tower, packed, self.config)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_([*self.items.parameters(), *self.tower.parameters()], GRADIENT_MAX)
+            self.optimizer.step()
+            self.taken += 1
+            losses.append(loss.detach())
+            progress(min(self.taken, planned - 1), planned, f"{text}, epoch {epoch + 1} of at most {epochs}")
+        return float(torch.stack(losses).mean()) if losses else 0.0
+
+    def _set_rate(self, planned: int) -> None:
+        """Up in a straight line over the first steps, then down to a twentieth at the last planned one."""
+        up = min(1.0, (self.taken + 1) / self.config.warmup_steps)
+        down = max(0.05, 1.0 - self.taken / max(planned, 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * up * down
+
+
+def _stopped_early(run: _TowerRun, epochs: int, validation: HeldOut, progress: Progress) -> tuple[int, float]:
+    """Fit until NDCG@10 on `validation` has not risen for `patience` epochs; leave the weights of the best epoch."""
+    best, best_epoch, best_state = -1.0, 0, _state(run.items, run.tower)
+    for epoch in range(epochs):
+        run.epoch(epoch, epochs, progress, "tower")
+        found = _held_out_ndcg(run.items, run.tower, validation)
+        progress(min(run.taken, epochs * run.steps - 1), epochs * run.steps, f"tower, NDCG@10 {found:.4f} held out")
+        if found >= best:
+            best, best_epoch, best_state = found, epoch + 1, _state(run.items, run.tower)
+        elif epoch + 1 - best_epoch >= run.config.patience:
+            break
+    run.items.load_state_dict(best_state[0])
+    run.tower.load_state_dict(best_state[1])
+    progress(epochs * run.steps, epochs * run.steps, "tower fitted")
+    return best_epoch, best
+
+
+def _tower_loss(items: ItemEncoder, tower: UserTower, packed: Packed, config: ModelConfig) -> Tensor:
+    where = items.ids.device
+    rows, actions, times_s, asked_s, wanted, weights = (
+        torch.from_numpy(each).to(where)
+        for each in (packed.rows, packed.actions, packed.times_s, packed.asked_s, packed.target_rows, packed.weights)
+    )
+    table = items()
+    users = tower(torch.nn.functional.embedding(rows, table), actions, times_s, asked_s, rows > 0)  # [B, H + 1, D]
+    taught = weights > 0
+    return full_softmax(users[taught], table, wanted[taught], weights[taught], config.temperature)
+
+
+def _user_vectors(tower: UserTower, table: Tensor, prefixes: Prefixes) -> NDArray[np.float32]:
+    tower.eval()
+    found = [np.zeros((0, table.shape[1]), dtype=np.float32)]
+    with torch.inference_mode():
+        for start in range(0, len(prefixes), USERS_AT_ONCE):
+            part = prefixes.take(np.arange(start, min(start + USERS_AT_ONCE, len(prefixes))))
+            rows, actions, times_s, now_s = (
+                torch.from_numpy(each.astype(np.int64)).to(table.device)
+                for each in (part.rows, part.actions, part.times_s, part.now_s)
+            )
+            found.append(tower.newest(table[rows], actions, times_s, now_s, rows > 0).cpu().numpy())
+    return np.concatenate(found)
+
+
+def _table(items: ItemEncoder) -> Tensor:
+    items.eval()
+    with torch.inference_mode():
+        table: Tensor = items()
+        return table
+
+
+def _held_out_ndcg(items: ItemEncoder, tower: UserTower, validation: HeldOut) -> float:
+    table = _table(items)
+    users = torch.from_numpy(_user_vectors(tower, table, validation.prefixes))
+    known = table[1:].cpu()
+    parts = [np.zeros(0, dtype=np.int64)]
+    for start in range(0, len(users), USERS_AT_ONCE):
+        scores = (users[start : start + USERS_AT_ONCE] @ known.T).numpy()
+        parts.append(places(scores, validation.target_rows[start : start + USERS_AT_ONCE] - 1))
+    return ndcg(np.concatenate(parts), 10)
+
+
+def _fitted(
+    config: ModelConfig, vocabulary: Vocabulary, basis: TextBasis, items: ItemEncoder, tower: UserTower,
+    device: torch.device, epochs: int, held_out_ndcg: float,
+) -> FittedTower:  # fmt: skip
+    vectors: NDArray[np.float32] = _table(items).cpu().numpy()
+    tower.eval()
+    return FittedTower(config, vocabulary, basis, items, tower, vectors, device, epochs, held_out_ndcg)
+
+
+def _groups_of(items: ItemEncoder, tower: UserTower, config: ModelConfig) -> list[dict[str, object]]:
+    """Matrices of the networks decay; id vectors, biases and norms do not."""
+    named = [*items.named_parameters(), *tower.named_parameters()]
+    dense = [value for name, value in named if value.ndim == 2 and name != "ids" and not name.startswith("by_")]
+    others = [value for name, value in named if not (value.ndim == 2 and name != "ids" and not name.startswith("by_"))]
+    return [{"params": dense, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _state(items: nn.Module, tower: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    return copy.deepcopy(items.state_dict()), copy.deepcopy(tower.state_dict())
+
+
+# --------------------------------------------------------------------------------------------- the reranker
+
+
+def _reranker_epoch(
+    network: Reranker, optimizer: torch.optim.Optimizer, table: Tensor, examples: RankingExamples,
+    config: ModelConfig, rng: np.random.Generator,
+) -> None:  # fmt: skip
+    network.train()
+    order = rng.permutation(len(examples))
+    for start in range(0, len(order), config.reranker_batch):
+        part = examples.take(order[start : start + config.reranker_batch])
+        optimizer.zero_grad(set_to_none=True)
+        logits = _logits(network, table, part)
+        real = torch.from_numpy(part.candidate_rows > 0).to(table.device)
+        loss = ranking_loss(logits, torch.from_numpy(part.labels).to(table.device), real, config.listwise_weight)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_MAX)
+        optimizer.step()
+
+
+def _logits(network: Reranker, table: Tensor, part: RankingExamples) -> Tensor:
+    """[B, C]"""
+    where = table.device
+    rows, actions, times_s, now_s, candidates = (
+        torch.from_numpy(each.astype(np.int64)).to(where)
+        for each in (part.history_rows, part.history_actions, part.history_times_s, part.now_s, part.candidate_rows)
+    )
+    features, score = (torch.from_numpy(each).to(where) for each in (part.features, part.retrieval_score))
+    logits: Tensor = network(
+        table[rows], actions, now_s[:, None] - times_s, rows > 0, table[candidates], features, score
+    )
+    return logits
+
+
+def _reranked(network: Reranker, table: Tensor, examples: RankingExamples) -> NDArray[np.float32]:
+    network.eval()
+    with torch.inference_mode():
+        parts = [
+            _logits(network, table, examples.take(np.arange(start, min(start + USERS_AT_ONCE, len(examples)))))
+            for start in range(0, len(examples), USERS_AT_ONCE)
+        ]
+    scores: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+    return scores
+
+
+def _lists_ndcg(scores: NDArray[np.float32], examples: RankingExamples) -> float:
+    """NDCG@10 of the first taken candidate of each list that has one; of equal scores the taken one comes last."""
+    some = examples.labels.max(axis=1) > 0
+    real = examples.candidate_rows[some] > 0
+    wanted = examples.labels[some].argmax(axis=1)
+    shown = np.where(real, scores[some], -np.inf)
+    own = shown[np.arange(len(shown)), wanted][:, None]
+    return ndcg(np.asarray((shown >= own).sum(axis=1) - 1, dtype=np.int64), 10)
+
+
+def _standardise(network: Reranker, examples: RankingExamples) -> None:
+    real = examples.candidate_rows > 0
+    joined = np.concatenate([examples.features, examples.retrieval_score[..., None]], axis=2)[real].astype(np.float64)
+    mean, deviation = joined.mean(axis=0), joined.std(axis=0)
+    network.feature_mean.copy_(torch.from_numpy(mean.astype(np.float32)))
+    network.feature_scale.copy_(torch.from_numpy(np.where(deviation > 1e-6, deviation, 1.0).astype(np.float32)))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Torch's chance from a seed, and put back as it was afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
