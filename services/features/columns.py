@@ -1,0 +1,277 @@
+"""User rows as columns, for Feast: one arrow table for the history, protobuf values for the online store.
+
+Rows of one batch share most of their events, so the offline side works on the distinct ones and lets arrow repeat them.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
+from math import isnan
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from services.domain import DAY_US, Interaction, UserState
+from services.signals import COUNTS_WIDTH, UserRows, click_rate
+
+USER_KEY, ITEM_KEY = "user_id", "item_id"
+EVENT_TIME, CREATED = "event_timestamp", "created"
+ITEM_COUNTS = tuple(
+    f"{counter}_{window}" for counter in ("impressions", "clicks", "conversions") for window in ("1h", "24h", "7d")
+)
+HISTORY_FEATURES = ("recent_items", "recent_us", "recent_kinds", "recent_weights", "row_time_us")
+
+_SEEN = struct.Struct("<iq")
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+# ---------------------------------------------------------------------------------------------- offline
+
+
+def user_table(states: Sequence[UserState], created_at: datetime) -> Any:
+    """The rows as a table in the columns of `user_behaviour`. `seen` stays out of the history: up to 12 KB for each
+    event of a busy user, and a fold of the archive gives it (`docs/decisions`)."""
+    flat = flatten(states)
+    row_time_us = _int64([state.row_time_us for state in states])
+    columns = {
+        USER_KEY: pa.array([state.user_id for state in states]),
+        **_event_lists(flat),
+        "hidden_items": pa.array([[item for _, item in state.hidden] for state in states], pa.list_(pa.string())),
+        "hidden_us": pa.array([[at for at, _ in state.hidden] for state in states], pa.list_(pa.int64())),
+        "seen": pa.array([b""] * len(states), pa.binary()),
+        "first_seen_us": pa.array(_int64([state.first_seen_us for state in states])),
+        "row_time_us": pa.array(row_time_us),
+        "previous_row_time_us": pa.array(_int64([state.previous_row_time_us for state in states])),
+        **{name: pa.array(column) for name, column in derived(flat, row_time_us).items()},
+        EVENT_TIME: pa.array(row_time_us).cast(_TIME),
+        CREATED: pa.array([created_at] * len(states), _TIME),
+    }
+    return pa.table(columns)
+
+
+def item_table(
+    item_ids: Sequence[str], counts: NDArray[np.float32], at_us: NDArray[np.int64], created_at: datetime
+) -> Any:
+    """Counts [n, COUNTS_WIDTH] held at `at_us` [n], as a table in the columns of `item_stats`."""
+    columns = {
+        ITEM_KEY: pa.array(item_ids, pa.string()),
+        **{name: pa.array(column) for name, column in item_columns(counts).items()},
+        "as_of_us": pa.array(at_us),
+        EVENT_TIME: pa.array(at_us).cast(_TIME),
+        CREATED: pa.array([created_at] * len(item_ids), _TIME),
+    }
+    return pa.table(columns)
+
+
+def item_columns(counts: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """The counts and smoothed rates by feature name."""
+    named = {name: np.ascontiguousarray(counts[:, place]) for place, name in enumerate(ITEM_COUNTS)}
+    rates = {f"click_rate_{w}": click_rate(named[f"clicks_{w}"], named[f"impressions_{w}"]) for w in ("24h", "7d")}
+    return named | rates
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """Rows laid end to end: row r holds `distinct[code]` for `codes[offsets[r]:offsets[r + 1]]`, newest first."""
+
+    offsets: NDArray[np.int64]
+    codes: NDArray[np.int64]
+    distinct: tuple[Interaction, ...]
+
+
+def flatten(states: Sequence[UserState]) -> Flat:
+    """Lay rows end to end; one object in many rows becomes one entry of `distinct`."""
+    offsets = np.zeros(len(states) + 1, dtype=np.int64)
+    np.cumsum([len(state.events) for state in states], out=offsets[1:])
+    every = list(chain.from_iterable(state.events for state in states))
+    addresses = np.fromiter(map(id, every), dtype=np.int64, count=len(every))
+    _, first, codes = np.unique(addresses, return_index=True, return_inverse=True)
+    return Flat(offsets, codes, tuple(every[place] for place in first.tolist()))
+
+
+def derived(flat: Flat, row_time_us: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+    """Some USER_FEATURES of `services.signals` as of the row time, for people who look; a test holds them equal."""
+    at_us = _int64([each.occurred_us for each in flat.distinct])[flat.codes]
+    positive = np.array([each.weight > 0 for each in flat.distinct], dtype=np.bool_)[flat.codes]
+    lengths = np.diff(flat.offsets)
+    age_us = np.repeat(row_time_us, lengths) - at_us
+
+    def per_row(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        summed = np.concatenate(([0], np.cumsum(chosen)))
+        return np.asarray(summed[flat.offsets[1:]] - summed[flat.offsets[:-1]], dtype=np.int64)
+
+    share = 1.0 - per_row(positive) / np.maximum(lengths, 1)
+    return {
+        "user_history_length": np.log1p(lengths).astype(np.float32),
+        "user_positive_24h": np.log1p(per_row(positive & (age_us <= DAY_US))).astype(np.float32),
+        "user_positive_7d": np.log1p(per_row(positive & (age_us <= 7 * DAY_US))).astype(np.float32),
+        "user_negative_share": np.where(lengths > 0, share, 0.0).astype(np.float32),
+    }
+
+
+def _event_lists(flat: Flat) -> dict[str, Any]:
+    offsets, codes = pa.array(flat.offsets.astype(np.int32)), pa.array(flat.codes)
+    distinct = flat.distinct
+    values = np.array([np.nan if e.value is None else e.value for e in distinct], dtype=np.float32)
+    columns = {
+        "recent_items": pa.array([each.item_id for each in distinct], pa.string()),
+        "recent_us": pa.array(_int64([each.occurred_us for each in distinct])),
+        "recent_keys": pa.array(_int64([each.event_key for each in distinct])),
+        "recent_kinds": pa.array([each.kind for each in distinct], pa.string()),
+        "recent_values": pa.array(values),
+        "recent_weights": pa.array(np.array([each.weight for each in distinct], dtype=np.float32)),
+    }
+    return {name: pa.ListArray.from_arrays(offsets, column.take(codes)) for name, column in columns.items()}
+
+
+def _int64(numbers: Sequence[int]) -> NDArray[np.int64]:
+    return np.array(numbers, dtype=np.int64)
+
+
+# ------------------------------------------------------------------------------------------ point in time
+
+
+def user_rows(table: Any) -> UserRows:
+    """The columns HISTORY_FEATURES of a point-in-time join, rows in its order; a null row is a stranger's."""
+    names = table.column_names
+    lists = {name: table.column(names.index(name)).combine_chunks() for name in HISTORY_FEATURES[:4]}
+    lengths = lists["recent_us"].value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    offsets = np.zeros(table.num_rows + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    items = lists["recent_items"].flatten().dictionary_encode()
+    kinds = lists["recent_kinds"].flatten().dictionary_encode()
+    row_time = table.column(names.index("row_time_us")).combine_chunks().fill_null(0)
+    return UserRows(
+        offsets,
+        row_time.to_numpy(zero_copy_only=False).astype(np.int64),
+        items.indices.to_numpy().astype(np.int32),
+        tuple(items.dictionary.to_pylist()),
+        kinds.indices.to_numpy().astype(np.int16),
+        tuple(kinds.dictionary.to_pylist()),
+        lists["recent_us"].flatten().to_numpy().astype(np.int64),
+        lists["recent_weights"].flatten().to_numpy().astype(np.float32),
+    )
+
+
+def joined_rows(pieces: Sequence[UserRows]) -> UserRows:
+    """Several blocks of rows as one, in order, with one numbering of items and kinds."""
+    items: dict[str, int] = {}
+    kinds: dict[str, int] = {}
+    offsets = [np.zeros(1, dtype=np.int64)]
+    for piece in pieces:
+        offsets.append(piece.offsets[1:] + offsets[-1][-1])
+    return UserRows(
+        np.concatenate(offsets),
+        _concatenated([piece.row_time_us for piece in pieces], np.int64),
+        _concatenated([_renumbered(items, p.item_ids)[p.item_codes] for p in pieces], np.int32),
+        tuple(items),
+        _concatenated([_renumbered(kinds, p.kinds)[p.kind_codes] for p in pieces], np.int16),
+        tuple(kinds),
+        _concatenated([piece.occurred_us for piece in pieces], np.int64),
+        _concatenated([piece.weight for piece in pieces], np.float32),
+    )
+
+
+def item_counts(table: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Counts [n, COUNTS_WIDTH] and their stamps [n] of a point-in-time join; zeros for a null row."""
+    columns = [table.column(name).fill_null(0).to_numpy() for name in ITEM_COUNTS]
+    assert len(columns) == COUNTS_WIDTH
+    counts = np.stack(columns, axis=1).astype(np.float32) if table.num_rows else np.zeros((0, COUNTS_WIDTH), np.float32)
+    return counts, table.column("as_of_us").fill_null(0).to_numpy().astype(np.int64)
+
+
+def _renumbered(numbers: dict[str, int], names: Sequence[str]) -> NDArray[np.int64]:
+    return _int64([numbers.setdefault(name, len(numbers)) for name in names])
+
+
+def _concatenated(arrays: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype=dtype)
+
+
+# ---------------------------------------------------------------------------------------------- online
+
+
+class OnlineCodec:
+    """User rows as Feast's protobuf values and back. Made once Feast is imported; holds its message classes."""
+
+    def __init__(self) -> None:
+        from feast.protos.feast.types import EntityKey_pb2, Value_pb2
+
+        self._entity_key = EntityKey_pb2.EntityKey
+        self._p = Value_pb2
+
+    def key(self, name: str, entity_id: str) -> Any:
+        """The entity key of one id."""
+        return self._entity_key(join_keys=[name], entity_values=[self._p.Value(string_val=entity_id)])
+
+    def encode(self, states: Sequence[UserState]) -> list[dict[str, Any]]:
+        """The feature values of each row."""
+        row_time_us = _int64([state.row_time_us for state in states])
+        scalars = {name: column.tolist() for name, column in derived(flatten(states), row_time_us).items()}
+        value = self._p.Value
+        rows = []
+        for place, state in enumerate(states):
+            row = self._row(state)
+            row.update({name: value(float_val=column[place]) for name, column in scalars.items()})
+            rows.append(row)
+        return rows
+
+    def decode(self, user_id: str, values: Mapping[str, Any]) -> UserState:
+        """The row of these feature values."""
+        numbers = values["recent_values"].float_list_val.val
+        events = map(
+            Interaction,
+            values["recent_us"].int64_list_val.val,
+            values["recent_keys"].int64_list_val.val,
+            values["recent_items"].string_list_val.val,
+            map(sys.intern, values["recent_kinds"].string_list_val.val),
+            [None if isnan(number) else number for number in numbers],
+            values["recent_weights"].float_list_val.val,
+        )
+        hidden = zip(values["hidden_us"].int64_list_val.val, values["hidden_items"].string_list_val.val, strict=True)
+        return UserState(
+            user_id,
+            tuple(events),
+            tuple(hidden),
+            tuple(_SEEN.iter_unpack(values["seen"].bytes_val)),
+            values["first_seen_us"].int64_val,
+            values["row_time_us"].int64_val,
+            values["previous_row_time_us"].int64_val,
+        )
+
+    def encode_items(self, counts: NDArray[np.float32], at_us: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """The feature values of rows of `item_stats`."""
+        value = self._p.Value
+        named = {name: column.tolist() for name, column in item_columns(counts).items()}
+        return [
+            {"as_of_us": value(int64_val=at), **{name: value(float_val=column[i]) for name, column in named.items()}}
+            for i, at in enumerate(at_us.tolist())
+        ]
+
+    def _row(self, state: UserState) -> dict[str, Any]:
+        p, events = self._p, state.events
+        nan = float("nan")
+        pack = _SEEN.pack
+        return {
+            "recent_items": p.Value(string_list_val=p.StringList(val=[e.item_id for e in events])),
+            "recent_us": p.Value(int64_list_val=p.Int64List(val=[e.occurred_us for e in events])),
+            "recent_keys": p.Value(int64_list_val=p.Int64List(val=[e.event_key for e in events])),
+            "recent_kinds": p.Value(string_list_val=p.StringList(val=[e.kind for e in events])),
+            "recent_values": p.Value(
+                float_list_val=p.FloatList(val=[nan if e.value is None else e.value for e in events])
+            ),
+            "recent_weights": p.Value(float_list_val=p.FloatList(val=[e.weight for e in events])),
+            "hidden_items": p.Value(string_list_val=p.StringList(val=[item for _, item in state.hidden])),
+            "hidden_us": p.Value(int64_list_val=p.Int64List(val=[at for at, _ in state.hidden])),
+            "seen": p.Value(bytes_val=b"".join([pack(hour, item_hash) for hour, item_hash in state.seen])),
+            "first_seen_us": p.Value(int64_val=state.first_seen_us),
+            "row_time_us": p.Value(int64_val=state.row_time_us),
+            "previous_row_time_us": p.Value(int64_val=state.previous_row_time_us),
+        }

@@ -1,0 +1,153 @@
+"""The features consumer: events into user rows, offline before online before commit."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+
+import structlog
+
+from services.domain import (
+    TOPIC_EVENTS,
+    Batch,
+    Event,
+    Interaction,
+    KindRules,
+    Partition,
+    StageUnavailable,
+    UserState,
+    to_us,
+)
+from services.features.fold import fold_each, interaction
+from services.ports import EventSource, FeatureStore
+from services.telemetry import BATCH_EVENTS, BATCH_SECONDS, EVENTS_DUPLICATE, EVENTS_LATE, ROWS_REFUSED
+from services.wire import decode_events
+
+ATTEMPTS_MAX = 50
+log = structlog.get_logger()
+
+
+class FeaturesConsumer:
+    """Consumer of the events topic. What it keeps between batches is only a cache of rows that are stored."""
+
+    name = "features"
+    topics = (TOPIC_EVENTS,)
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        rules: KindRules,
+        now: Callable[[], datetime],
+        cache_users: int = 20_000,
+        erased: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
+        self._store = store
+        self._rules = rules
+        self._now = now
+        self._erased = erased
+        self._stored = RowCache(cache_users)
+
+    def start(self, source: EventSource, gained: tuple[Partition, ...]) -> None:  # noqa: ARG002
+        """Consumer: another member may have written the rows of these partitions."""
+        self._stored.clear()
+
+    def stop(self, lost: tuple[Partition, ...]) -> Mapping[Partition, int]:  # noqa: ARG002
+        """Consumer: nothing is ever buffered."""
+        self._stored.clear()
+        return {}
+
+    def apply(self, batch: Batch) -> Mapping[Partition, int]:
+        """Consumer. A crash between the steps repeats the batch: the same rows again, which readers and the store know.
+
+        1. read the rows, 2. fold, 3. append one row per event to the history, 4. write the last row of each user.
+        """
+        if not batch.messages:
+            return {}
+        started = time.perf_counter()
+        by_user = self._interactions(event for _, event in decode_events(batch.messages)[0])
+        rows = refused = 0
+        while by_user:
+            assert refused < ATTEMPTS_MAX, f"{refused} writes of {len(by_user)} rows were refused one after the other"
+            last, appended = self._fold(by_user)
+            denied = self._write(last)
+            rows += appended
+            refused += bool(denied)
+            by_user = {user_id: by_user[user_id] for user_id in denied}
+        seconds = time.perf_counter() - started
+        BATCH_SECONDS.labels(self.name).observe(seconds)
+        BATCH_EVENTS.labels(self.name).inc(len(batch.messages))
+        log.info("features", messages=len(batch.messages), rows=rows, refused=refused, ms=round(seconds * 1000, 1))
+        return batch.next_offsets()
+
+    def _interactions(self, events: Iterable[Event]) -> dict[str, list[Interaction]]:
+        """What enters rows, by user, in the order it came; nothing of before an erasure."""
+        erased = self._erased()
+        by_user: dict[str, list[Interaction]] = {}
+        for event in events:
+            if erased and to_us(event.accepted_at) < erased.get(event.user_id, 0):
+                continue
+            each = interaction(event, self._rules)
+            if each is not None:
+                by_user.setdefault(event.user_id, []).append(each)
+        return by_user
+
+    def _fold(self, by_user: Mapping[str, Sequence[Interaction]]) -> tuple[list[UserState], int]:
+        """Fold onto what is stored and append every row to the history; the last of each user, and how many rows."""
+        rows: list[UserState] = []
+        last: list[UserState] = []
+        for state in self._read(tuple(by_user)):
+            folded = fold_each(state, by_user[state.user_id])
+            EVENTS_LATE.inc(folded.late)
+            EVENTS_DUPLICATE.inc(folded.duplicates)
+            rows += folded.rows
+            last += folded.rows[-1:]
+        self._store.append_history(rows, self._now())
+        return last, len(rows)
+
+    def _read(self, user_ids: Sequence[str]) -> list[UserState]:
+        missing = [user_id for user_id in user_ids if user_id not in self._stored]
+        read = {state.user_id: state for state in self._store.read_many(missing)}
+        return [read[user_id] if user_id in read else self._stored[user_id] for user_id in user_ids]
+
+    def _write(self, last: Sequence[UserState]) -> tuple[str, ...]:
+        """Write the rows; the users whose row somebody else has written since it was read, to be folded again."""
+        try:
+            refused = self._store.write(last)
+        except StageUnavailable:
+            self._stored.clear()  # what is stored is not known
+            raise
+        if refused:
+            ROWS_REFUSED.inc(len(refused))
+            self._stored.clear()
+        denied = set(refused)
+        self._stored.keep(state for state in last if state.user_id not in denied)
+        return refused
+
+
+class RowCache:
+    """The rows written last, at most `users_max`."""
+
+    def __init__(self, users_max: int) -> None:
+        self._users_max = users_max
+        self._rows: OrderedDict[str, UserState] = OrderedDict()
+
+    def __contains__(self, user_id: str) -> bool:
+        return user_id in self._rows
+
+    def __getitem__(self, user_id: str) -> UserState:
+        self._rows.move_to_end(user_id)
+        return self._rows[user_id]
+
+    def keep(self, states: Iterable[UserState]) -> None:
+        """These are stored now; the least used make room."""
+        for state in states:
+            self._rows[state.user_id] = state
+            self._rows.move_to_end(state.user_id)
+        while len(self._rows) > self._users_max:
+            self._rows.popitem(last=False)
+
+    def clear(self) -> None:
+        """Know nothing."""
+        self._rows.clear()

@@ -1,0 +1,262 @@
+"""Feast behind the ports: user rows online, their history offline, both read and written through Feast's own stores."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from feature_repo.stores.faults import StoreDown
+from feature_repo.stores.parts_io import merge_due, merge_levels, sweep
+from services.domain import StageUnavailable, UserState, from_us
+from services.features.columns import (
+    HISTORY_FEATURES,
+    ITEM_COUNTS,
+    ITEM_KEY,
+    USER_KEY,
+    OnlineCodec,
+    item_counts,
+    item_table,
+    joined_rows,
+    user_rows,
+    user_table,
+)
+from services.signals import UserRows
+
+REPO = Path(__file__).parents[2] / "feature_repo"
+HISTORY_ROWS_MAX = 100_000
+log = structlog.get_logger()
+
+
+# --------------------------------------------------------------------------------------- opening Feast
+
+
+def import_feast() -> ModuleType:
+    """Import Feast in a quarter of the time: no type checks compiled into it, no torch (which it only probes for).
+
+    What it sets for everybody (warning filters, torch made absent, typeguard) is put back afterwards.
+    """
+    if "feast" in sys.modules:
+        return sys.modules["feast"]
+    import typeguard
+
+    checked = typeguard.typechecked
+    torch_blocked = "torch" not in sys.modules
+    with warnings.catch_warnings():
+        typeguard.typechecked = _unchecked
+        if torch_blocked:
+            sys.modules["torch"] = None  # type: ignore[assignment]
+        try:
+            feast = importlib.import_module("feast")
+            for name in ("feast.infra.registry.sql", "feast.infra.passthrough_provider"):
+                importlib.import_module(name)
+        finally:
+            typeguard.typechecked = checked
+            if torch_blocked:
+                del sys.modules["torch"]
+    return feast
+
+
+def open_feast(
+    home: Path, read_wait_ms: int = 200, write_wait_ms: int = 5000, threads: int = 2, memory_limit: str = "2GB"
+) -> Any:
+    """The `feast.FeatureStore` of the repository with its state under `home`, registered. One per process.
+
+    `threads` and `memory_limit` bound a point-in-time join.
+    """
+    feast = import_feast()
+    text = (REPO / "feature_store.yaml").read_text().replace("${FRESHRANK_HOME}", str(home))
+    given: dict[str, Any] = importlib.import_module("yaml").safe_load(text)
+    given["online_store"] |= {"read_wait_ms": read_wait_ms, "write_wait_ms": write_wait_ms}
+    given["offline_store"] |= {"threads": threads, "memory_limit": memory_limit}
+    home.mkdir(parents=True, exist_ok=True)
+    config = importlib.import_module("feast.repo_config").RepoConfig(**given)
+    config.repo_path = REPO
+    store = feast.FeatureStore(config=config)
+    with (home / ".registry.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # processes that start together apply one after the other
+        apply_repo(store)
+    return store
+
+
+def apply_repo(store: Any) -> bool:
+    """Register the definitions where the registry does not hold exactly them; whether it had to."""
+    from feature_repo import definitions as d
+
+    views, services = (d.user_behaviour, d.item_stats), (d.retrieval_v1, d.ranking_v1)
+    known = {view.name: view for view in store.list_feature_views()}
+    known_services = {service.name for service in store.list_feature_services()}
+    if all(known.get(view.name) == view for view in views) and known_services >= {s.name for s in services}:
+        return False
+    store.apply([d.user, d.item, *views, *services])
+    return True
+
+
+def feast_environment(home: Path) -> dict[str, str]:
+    """The environment in which the `feast` command works on the repository (its folder is `REPO`)."""
+    return {**os.environ, "FRESHRANK_HOME": str(home)}
+
+
+def _unchecked(target: Any = None, **_options: Any) -> Any:
+    return target if target is not None else (lambda decorated: decorated)
+
+
+# ------------------------------------------------------------------------------------------- the ports
+
+
+class FeastFeatureStore:
+    """FeatureStore over Feast: compare-and-set online, parquet parts offline, merged in the background."""
+
+    def __init__(self, feast_store: Any, deadline_ms: int | None = None) -> None:
+        from feature_repo.definitions import item_stats, user_behaviour
+        from feature_repo.stores.parquet_offline import declared_schema, folder_of
+
+        self._config = feast_store.config
+        self._provider = feast_store.provider
+        self._online = feast_store.provider.online_store
+        self._codec = OnlineCodec()
+        self._users, self._items = user_behaviour, item_stats
+        self._folders = {
+            view.name: (folder_of(self._config, view.batch_source), declared_schema(view))
+            for view in (user_behaviour, item_stats)
+        }
+        self._merging: dict[str, threading.Thread] = {}
+        if deadline_ms is not None:
+            self._config.online_store.read_wait_ms = deadline_ms
+
+    def read(self, user_id: str) -> UserState:
+        """FeatureStore."""
+        return self.read_many((user_id,))[0]
+
+    def read_many(self, user_ids: Sequence[str]) -> tuple[UserState, ...]:
+        """FeatureStore."""
+        keys = [self._codec.key(USER_KEY, user_id) for user_id in user_ids]
+        try:
+            rows = self._provider.online_read(self._config, self._users, keys)
+        except StoreDown as error:
+            raise StageUnavailable(str(error)) from error
+        return tuple(
+            self._codec.decode(user_id, values) if values else UserState(user_id)
+            for user_id, (_, values) in zip(user_ids, rows, strict=True)
+        )
+
+    def write(self, states: Sequence[UserState]) -> tuple[str, ...]:
+        """FeatureStore."""
+        if not states:
+            return ()
+        rows = [
+            (self._codec.key(USER_KEY, state.user_id), values, from_us(state.row_time_us), None)
+            for state, values in zip(states, self._codec.encode(states), strict=True)
+        ]
+        expected = [state.previous_row_time_us for state in states]
+        try:
+            refused = self._online.write_if_unchanged(self._config, self._users, rows, expected)
+        except StoreDown as error:
+            raise StageUnavailable(str(error)) from error
+        return tuple(states[place].user_id for place in refused)
+
+    def append_history(self, states: Sequence[UserState], created_at: datetime) -> None:
+        """FeatureStore."""
+        if states:
+            self._append(self._users, user_table(states, created_at))
+
+    def append_item_stats(
+        self,
+        item_ids: Sequence[str],
+        counts: NDArray[np.float32],
+        at_us: NDArray[np.int64] | int,
+        created_at: datetime,
+    ) -> None:
+        """Append counts [n, COUNTS_WIDTH] held at `at_us` (one time, or [n]) to the history of `item_stats`, durable on
+        return, and keep the newest of each item online, for people who look."""
+        if not len(item_ids):
+            return
+        times = np.broadcast_to(np.asarray(at_us, dtype=np.int64), (len(item_ids),))
+        self._append(self._items, item_table(item_ids, counts, times, created_at))
+        newest = {item_ids[place]: place for place in np.argsort(times, kind="stable").tolist()}
+        places = np.fromiter(newest.values(), dtype=np.int64)
+        rows = [
+            (self._codec.key(ITEM_KEY, item_id), values, from_us(at), created_at)
+            for item_id, values, at in zip(
+                newest, self._codec.encode_items(counts[places], times[places]), times[places].tolist(), strict=True
+            )
+        ]
+        try:
+            self._provider.online_write_batch(self._config, self._items, rows, None)
+        except StoreDown as error:
+            raise StageUnavailable(str(error)) from error
+
+    def close(self, wait_s: float = 30.0) -> None:
+        """Let merges that run finish, then close the connections."""
+        for thread in self._merging.values():
+            thread.join(wait_s)
+        self._online.close()
+
+    def _append(self, view: Any, table: Any) -> None:
+        try:
+            self._provider.offline_write_batch(self._config, view, table, None)
+        except OSError as error:
+            raise StageUnavailable(f"the history of {view.name} cannot be written: {error}") from error
+        folder, _ = self._folders[view.name]
+        running = self._merging.get(view.name)
+        if not (running and running.is_alive()) and merge_due(folder):
+            thread = threading.Thread(target=self._merge, args=(view.name,), name=f"merge-{view.name}", daemon=True)
+            self._merging[view.name] = thread
+            thread.start()
+
+    def _merge(self, name: str) -> None:
+        """Runs beside the appends. A failed merge changed nothing and is tried again after the next append."""
+        folder, schema = self._folders[name]
+        try:
+            merges = merge_levels(folder, schema)
+            swept = sweep(folder)
+            log.info("history merged", view=name, merges=merges, files_swept=swept)
+        except OSError as error:
+            log.warning("history not merged", view=name, error=str(error))
+
+
+class FeastHistory:
+    """FeatureHistory through `get_historical_features`, in pieces of HISTORY_ROWS_MAX entity rows."""
+
+    def __init__(self, feast_store: Any, rows_max: int = HISTORY_ROWS_MAX) -> None:
+        self._store = feast_store
+        self._rows_max = rows_max
+
+    def users_at(self, user_ids: Sequence[str], times_us: NDArray[np.int64]) -> UserRows:
+        """FeatureHistory."""
+        features = [f"user_behaviour:{name}" for name in HISTORY_FEATURES]
+        return joined_rows([user_rows(table) for table in self._joined(USER_KEY, user_ids, times_us, features)])
+
+    def items_at(
+        self, item_ids: Sequence[str], times_us: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """FeatureHistory."""
+        features = [f"item_stats:{name}" for name in (*ITEM_COUNTS, "as_of_us")]
+        pieces = [item_counts(table) for table in self._joined(ITEM_KEY, item_ids, times_us, features)]
+        counts = [piece[0] for piece in pieces] or [np.zeros((0, len(ITEM_COUNTS)), dtype=np.float32)]
+        stamps = [piece[1] for piece in pieces] or [np.zeros(0, dtype=np.int64)]
+        return np.concatenate(counts), np.concatenate(stamps)
+
+    def _joined(self, key: str, ids: Sequence[str], times_us: NDArray[np.int64], features: list[str]) -> list[Any]:
+        import pandas as pd
+
+        tables = []
+        for first in range(0, len(ids), self._rows_max):
+            times = np.asarray(times_us[first : first + self._rows_max]).astype("datetime64[us]")
+            wanted = pd.DataFrame(
+                {key: ids[first : first + self._rows_max], "event_timestamp": pd.Series(times).dt.tz_localize("UTC")}
+            )
+            tables.append(self._store.get_historical_features(wanted, features).to_arrow())
+        return tables
