@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Protocol
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from services.domain import FreshrankError, PartHealth, Query, ReleaseInfo, StageUnavailable, to_us
 from services.items import ItemTable
@@ -118,7 +119,7 @@ class Serving:
         while not self._stopping.wait(pause_s):
             try:
                 step()
-            except FreshrankError as error:
+            except (FreshrankError, SQLAlchemyError, OSError) as error:
                 log.warning("watch_failed", step=step.__name__, error=str(error))
 
     def _follow_items(self) -> None:
