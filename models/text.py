@@ -122,7 +122,7 @@ class TransformerEncoder:
 
 
 def tiny_encoder(batch_max: int = 64) -> TextEncoder:
-    """A transformer with random (seeded) weights and letters for tokens: the wiring of a real one, none of its sense."""
+    """A transformer with random (seeded) weights and bytes for tokens: the wiring of a real one, none of its sense."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -150,9 +150,11 @@ def _pretrained(source: str, name: str, device: str, batch_max: int) -> TextEnco
         # A folder is all there is: no look at the hub, which may not be reachable.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
     from models.device import pick_device
 
+    logging.disable_progress_bar()
     where = str(pick_device(device))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -183,6 +185,5 @@ def _features(text: str) -> Counter[str]:
 
 
 def _scaled(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: NDArray[np.float32] = vectors / np.where(lengths > 0, lengths, 1.0).astype(np.float32)
-    return scaled
+    lengths = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
+    return (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
