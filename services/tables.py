@@ -41,7 +41,13 @@ items = Table(
     Column("partition", Integer, nullable=False),
     Column("offset", BigInteger, nullable=False, comment="coordinate of the newest change applied"),
     Column("text_hash", String(32), nullable=False, comment="hash of the text to embed; empty: nothing to embed"),
-    Column("vector_hash", String(32), nullable=False, comment="hash of the text and encoder that was embedded last"),
+    Column(
+        "vector_hash",
+        String(32),
+        nullable=False,
+        default="",
+        comment="hash of the text and encoder that was embedded last",
+    ),
     Column("accepted_us", BigInteger, nullable=False),
 )
 

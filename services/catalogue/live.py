@@ -1,0 +1,81 @@
+"""The change feed `items_live`: one row per item and part, numbered by one rising sequence.
+
+The sequence is taken under the database's write lock, in the transaction that writes the rows: rows become visible in
+the order of their numbers, so a reader that has number n has missed nothing below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, Engine, select
+
+from services.items import (
+    CardPart,
+    CovisitsPart,
+    ItemChanged,
+    ItemTable,
+    PartName,
+    Payload,
+    StatsPart,
+    VectorPart,
+    decode_part,
+    encode_part,
+)
+from services.tables import items_live, next_number, upsert
+from services.telemetry import ITEMS_AS_OF
+
+SEQUENCE = "items_live"
+PAGE = 5000
+_NAMES: dict[type[Payload], PartName] = {
+    CardPart: "card",
+    StatsPart: "stats",
+    CovisitsPart: "covisits",
+    VectorPart: "vector",
+}
+
+
+def write_parts(connection: Connection, parts: Sequence[tuple[str, Payload]]) -> int:
+    """Write parts of items inside the caller's transaction; returns the number of the last. Of an (item, part) named
+    twice the later one stays."""
+    last = next_number(connection, SEQUENCE, len(parts))
+    rows = {
+        (item_id, _NAMES[type(payload)]): {
+            "item_id": item_id,
+            "part": _NAMES[type(payload)],
+            "payload": encode_part(payload),
+            "seq": seq,
+        }
+        for seq, (item_id, payload) in enumerate(parts, start=last - len(parts) + 1)
+    }
+    upsert(connection, items_live, list(rows.values()))
+    return last
+
+
+class ItemFeed:
+    """Reads the change feed into an item table."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def changes(self, since: int, limit: int = PAGE) -> list[ItemChanged]:
+        """Up to `limit` rows with a number above `since`, in their order."""
+        query = select(items_live).where(items_live.c.seq > since).order_by(items_live.c.seq).limit(limit)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return [ItemChanged(r.item_id, decode_part(r.part, r.payload), r.seq) for r in rows]
+
+    def load(self, table: ItemTable) -> int:
+        """Apply everything there is, page by page; returns how many changes were applied."""
+        applied = 0
+        while page := self.poll(table):
+            applied += page
+        return applied
+
+    def poll(self, table: ItemTable) -> int:
+        """Apply the next page of changes; 0 when the table is up to date."""
+        changes = self.changes(table.as_of)
+        if changes:
+            table.apply(changes)
+            ITEMS_AS_OF.set(table.as_of)
+        return len(changes)

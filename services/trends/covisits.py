@@ -1,0 +1,122 @@
+"""Items seen together: pure functions and state of the trends consumer. No SQL, no clock.
+
+A pair's weight is held as of EPOCH_US, growing with event time instead of decaying: sums then need no common "now".
+With a half-life of 30 days a float64 holds that from 1950 to beyond 2090.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from math import sqrt
+
+import msgspec
+
+from services.domain import DAY_US
+
+EPOCH_US = 50 * 365 * DAY_US
+HALF_LIFE_US = 30 * DAY_US
+GAP_HALF_LIFE_US = 7 * DAY_US
+RECENT_MAX = 5
+USERS_MAX = 200_000
+SHRINK = 10.0
+"""Pairs seen that a cosine is shrunk by, per item, so that two items seen once are not soulmates."""
+
+
+class Recent(msgspec.Struct, array_like=True):
+    """The last distinct positive items of a user and when, newest first; at most RECENT_MAX."""
+
+    item_ids: list[str]
+    times_us: list[int]
+
+
+class Row(msgspec.Struct, array_like=True):
+    """The items seen together with one item and their weights (held as of EPOCH_US), strongest first."""
+
+    item_ids: list[str]
+    weights: list[float]
+
+
+class Users:
+    """The recent items of the users met lately; bounded, the longest unmet goes first once it is stored."""
+
+    def __init__(self, users_max: int = USERS_MAX) -> None:
+        self._users_max = users_max
+        self._recent: OrderedDict[str, Recent] = OrderedDict()
+        self._unstored: dict[str, Recent] = {}
+
+    def __contains__(self, user_id: str) -> bool:
+        return user_id in self._recent
+
+    def load(self, recent: Mapping[str, Recent]) -> None:
+        """Take in what was stored of users not met lately."""
+        self._recent.update(recent)
+
+    def met(self, user_id: str, item_id: str, occurred_us: int) -> tuple[tuple[str, int], ...]:
+        """A positive event: the user's recent other items and their times; the item becomes one of them."""
+        recent = self._recent.get(user_id)
+        if recent is None:
+            recent = self._recent[user_id] = Recent([], [])
+        else:
+            self._recent.move_to_end(user_id)
+        self._unstored[user_id] = recent
+        if item_id in recent.item_ids:
+            place = recent.item_ids.index(item_id)
+            del recent.item_ids[place], recent.times_us[place]
+        others = tuple(zip(recent.item_ids, recent.times_us, strict=True))
+        recent.item_ids.insert(0, item_id)
+        recent.times_us.insert(0, occurred_us)
+        del recent.item_ids[RECENT_MAX:], recent.times_us[RECENT_MAX:]
+        return others
+
+    def unstored(self) -> Mapping[str, Recent]:
+        """What changed since `stored`."""
+        return self._unstored
+
+    def stored(self) -> None:
+        """What changed is durable: forget the users beyond the bound."""
+        self._unstored = {}
+        while len(self._recent) > self._users_max:
+            self._recent.popitem(last=False)
+
+
+class Pairs:
+    """The pairs met since the last flush, in both directions."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, dict[str, float]] = {}
+
+    def add(self, item_id: str, occurred_us: int, others: tuple[tuple[str, int], ...]) -> None:
+        """An item met by a user who had met the others before."""
+        for other, other_us in others:
+            gap_us = abs(occurred_us - other_us)
+            grown = (max(occurred_us, other_us) - EPOCH_US) / HALF_LIFE_US
+            weight = 2.0 ** (grown - gap_us / GAP_HALF_LIFE_US)
+            here, there = self.weights.setdefault(item_id, {}), self.weights.setdefault(other, {})
+            here[other] = here.get(other, 0.0) + weight
+            there[item_id] = there.get(item_id, 0.0) + weight
+
+
+def merged(stored: Row | None, met: Mapping[str, float], keep: int) -> Row:
+    """A row with more pairs added; the strongest `keep` stay, ties by item id."""
+    weights = dict(zip(stored.item_ids, stored.weights, strict=True)) if stored else {}
+    for item_id, weight in met.items():
+        weights[item_id] = weights.get(item_id, 0.0) + weight
+    ranked = sorted(weights.items(), key=_strongest)[:keep]
+    return Row([item_id for item_id, _ in ranked], [weight for _, weight in ranked])
+
+
+def similar(total: float, row: Row, totals: Mapping[str, float], now_us: int, limit: int) -> Row:
+    """The row as shrunk cosines in [0, 1], strongest first: the pair's weight over both items' weight with anything."""
+    shrink = SHRINK * 2.0 ** ((now_us - EPOCH_US) / HALF_LIFE_US)
+    root = sqrt(total + shrink)
+    cosines = [
+        (item_id, weight / (root * sqrt(totals.get(item_id, weight) + shrink)))
+        for item_id, weight in zip(row.item_ids, row.weights, strict=True)
+    ]
+    ranked = sorted(cosines, key=_strongest)[:limit]
+    return Row([item_id for item_id, _ in ranked], [weight for _, weight in ranked])
+
+
+def _strongest(pair: tuple[str, float]) -> tuple[float, str]:
+    return -pair[1], pair[0]
