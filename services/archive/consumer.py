@@ -1,0 +1,113 @@
+"""The archive consumer: everything of all three topics into the archive, what cannot be read into the quarantine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import structlog
+
+from services import wire
+from services.domain import (
+    TOPIC_ITEMS,
+    TOPIC_SLATES,
+    TOPICS,
+    Batch,
+    Coordinate,
+    Event,
+    ItemChange,
+    Message,
+    Partition,
+    Rejected,
+    Slate,
+    WireError,
+)
+from services.ports import Archive, EventSource, Quarantine
+from services.telemetry import EVENTS_REJECTED
+
+log = structlog.get_logger()
+
+ROWS_MAX = 20_000
+WAIT_S = 1.0
+
+
+class ArchiveConsumer:
+    """Buffers up to `rows_max` rows or `wait_s`, then writes; only what is written counts as done.
+
+    Buffering keeps the parts few: a slow stream leaves at most one part a second, an import one for each day and
+    `rows_max` rows. A crash loses the buffer, which was never committed and comes again.
+    """
+
+    name = "archive"
+    topics = TOPICS
+
+    def __init__(
+        self,
+        archive: Archive,
+        quarantine: Quarantine,
+        *,
+        rows_max: int = ROWS_MAX,
+        wait_s: float = WAIT_S,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._archive = archive
+        self._quarantine = quarantine
+        self._rows_max = rows_max
+        self._wait_s = wait_s
+        self._monotonic = monotonic
+        self._held: list[Message] = []
+        self._held_since = 0.0
+
+    def start(self, source: EventSource, gained: tuple[Partition, ...]) -> None:
+        """Consumer: nothing to load; what was committed is archived."""
+
+    def apply(self, batch: Batch) -> Mapping[Partition, int]:
+        """Consumer."""
+        if not self._held:
+            self._held_since = self._monotonic()
+        self._held += batch.messages
+        waited = self._monotonic() - self._held_since >= self._wait_s
+        if self._held and (not batch.messages or len(self._held) >= self._rows_max or waited):
+            return self._flush()
+        return {}
+
+    def stop(self, lost: tuple[Partition, ...]) -> Mapping[Partition, int]:  # noqa: ARG002
+        """Consumer: writes all that is held; somebody else writing it again would be harmless."""
+        return self._flush() if self._held else {}
+
+    def _flush(self) -> Mapping[Partition, int]:
+        """1. quarantine, 2. archive, 3. say what is done. The held messages stay until both have taken them."""
+        events, slates, items, rejected = decoded(self._held)
+        self._quarantine.add(rejected)
+        self._archive.append(events, slates, items)
+        for each in rejected:
+            EVENTS_REJECTED.labels("stream", each.reason).inc()
+        done = Batch(tuple(self._held)).next_offsets()
+        log.info("archived", events=len(events), slates=len(slates), items=len(items), rejected=len(rejected))
+        self._held = []
+        return done
+
+
+Decoded = tuple[
+    list[tuple[Coordinate, Event]], list[tuple[Coordinate, Slate]], list[tuple[Coordinate, ItemChange]], list[Rejected]
+]
+
+
+def decoded(messages: Sequence[Message]) -> Decoded:
+    """Every message as what its topic holds, or as a rejected one, in order."""
+    events: list[tuple[Coordinate, Event]] = []
+    slates: list[tuple[Coordinate, Slate]] = []
+    items: list[tuple[Coordinate, ItemChange]] = []
+    rejected: list[Rejected] = []
+    for message in messages:
+        c = message.coordinate
+        try:
+            if c.topic == TOPIC_SLATES:
+                slates.append((c, wire.decode_slate(message.value)))
+            elif c.topic == TOPIC_ITEMS:
+                items.append((c, wire.decode_item(message.value, message.accepted_at)))
+            else:
+                events.append((c, wire.decode_event(message.value, message.accepted_at)))
+        except WireError as error:
+            rejected.append(wire.reject(message, error))
+    return events, slates, items, rejected

@@ -1,0 +1,242 @@
+"""The archive in parquet parts: `events`, `slates` and `items`, each by UTC day.
+
+A day is a folder of parts with a manifest (`feature_repo.stores.parts_io`), so an append is durable and whole or not
+there. Reading streams through DuckDB, day by day, and drops repeats and erased users.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from services import wire
+from services.archive import columns
+from services.archive.columns import Schema, Table
+from services.domain import DAY_US, Coordinate, Event, ItemChange, Slate, from_us, to_us
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+EVENTS, SLATES, ITEMS = "events", "slates", "items"
+FOR_EVER = (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC))
+
+FILES_AT_ONCE = 256
+ROWS_AT_ONCE = 8192
+READ_THREADS = 2
+READ_MEMORY = "1GB"
+"""DuckDB's limit for one read; beyond it a sort spills to disk."""
+
+SWEEP_AFTER_S = 600.0
+"""Replaced parts stay this long, so that a reader that opened a manifest can finish."""
+
+
+def _nobody() -> Mapping[str, int]:
+    return {}
+
+
+class ParquetArchive:
+    """The Archive port over a folder. `erased` gives, by user, the µs before which everything is forgotten."""
+
+    def __init__(self, folder: Path, erased: Callable[[], Mapping[str, int]] = _nobody) -> None:
+        self.folder = folder
+        self._erased = erased
+        self._lock = threading.Lock()
+
+    # ------------------------------------------------------------------------------------------ writing
+
+    def append(
+        self,
+        events: Sequence[tuple[Coordinate, Event]],
+        slates: Sequence[tuple[Coordinate, Slate]],
+        items: Sequence[tuple[Coordinate, ItemChange]],
+    ) -> None:
+        """Archive: one part for each day touched, all durable on return."""
+        with self._lock:
+            self._append(EVENTS, columns.event_schema(), columns.event_table, _by_day(events, _event_us))
+            self._append(SLATES, columns.slate_schema(), columns.slate_table, _by_day(slates, _slate_us))
+            self._append(ITEMS, columns.item_schema(), columns.item_table, _by_day(items, _item_us))
+
+    def merge(self) -> int:
+        """Merge the small parts of every day that has many, and unlink what was replaced long ago; how many merges."""
+        from feature_repo.stores import parts_io
+
+        schemas = {EVENTS: columns.event_schema(), SLATES: columns.slate_schema(), ITEMS: columns.item_schema()}
+        merges = 0
+        for record, schema in schemas.items():
+            for _, folder in self._days(record, *FOR_EVER):
+                if parts_io.merge_due(folder):
+                    merges += parts_io.merge_levels(folder, schema)
+                    parts_io.sweep(folder, SWEEP_AFTER_S)
+        return merges
+
+    def _append(
+        self,
+        record: str,
+        schema: Schema,
+        build: Callable[[Any], Table],
+        by_day: Mapping[int, Sequence[object]],
+    ) -> None:
+        from feature_repo.stores import parts_io
+
+        for day, rows in sorted(by_day.items()):
+            folder = self.folder / record / _day_name(day)
+            parts_io.append_part(folder, build(rows), schema)
+            if parts_io.merge_due(folder):
+                parts_io.merge_levels(folder, schema)
+                parts_io.sweep(folder, SWEEP_AFTER_S)
+
+    # ------------------------------------------------------------------------------------------ reading
+
+    def events(self, since: datetime, until: datetime) -> Iterator[Event]:
+        """Archive."""
+        for paths in self._chunks(EVENTS, since, until):
+            for batch in self._stream(_events_query(columns.EVENT_COLUMNS), paths, since, until):
+                yield from columns.events_of(batch)
+
+    def events_table(self, since: datetime, until: datetime, wanted: Sequence[str] = columns.EVENT_COLUMNS) -> Table:
+        """The events of `events`, in the same order, as one Arrow table with the wanted columns of `event_schema`."""
+        import pyarrow as pa
+
+        schema = columns.event_schema()
+        batches: list[Any] = []
+        for paths in self._chunks(EVENTS, since, until):
+            batches += self._stream(_events_query(wanted), paths, since, until)
+        return pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in wanted]))
+
+    def slates(self, since: datetime, until: datetime) -> Iterator[Slate]:
+        """Archive."""
+        for paths in self._chunks(SLATES, since, until):
+            for batch in self._stream(_SLATES_QUERY, paths, since, until):
+                yield from map(wire.decode_slate, batch.column("message").to_pylist())
+
+    def item_changes(self, since: datetime, until: datetime) -> Iterator[tuple[Coordinate, ItemChange]]:
+        """Changes of the catalogue accepted in `since <= accepted_at < until`, each coordinate once; those of one item
+        in their order."""
+        for paths in self._chunks(ITEMS, since, until):
+            for batch in self._stream(_ITEMS_QUERY, paths, since, until):
+                yield from columns.item_changes_of(batch)
+
+    def bounds(self) -> tuple[datetime, datetime] | None:
+        """Archive. Erased users count here until a merge has dropped them."""
+        days = self._days(EVENTS, *FOR_EVER)
+        with _duckdb(self._spill()) as connection:
+            first = next((found for _, folder in days if (found := _extremes(connection, folder))), None)
+            last = next((found for _, folder in reversed(days) if (found := _extremes(connection, folder))), None)
+        return (from_us(first[0]), from_us(last[1])) if first and last else None
+
+    def _stream(self, query: str, paths: Sequence[str], since: datetime, until: datetime) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+
+        erased = self._erased()
+        gone = pa.table(
+            {"user_id": pa.array(list(erased), pa.string()), "erased_us": pa.array(list(erased.values()), pa.int64())}
+        )
+        with _duckdb(self._spill()) as connection:
+            connection.register("gone", gone)
+            values = {"paths": list(paths), "since": to_us(since), "until": to_us(until)}
+            reader: Any = connection.sql(query, params=values).to_arrow_reader(ROWS_AT_ONCE)
+            yield from reader
+
+    def _chunks(self, record: str, since: datetime, until: datetime) -> Iterator[list[str]]:
+        """The live parts of the days in a span, some whole days at a time, in time order."""
+        from feature_repo.stores import parts_io
+
+        chunk: list[str] = []
+        for _, folder in self._days(record, since, until):
+            chunk += map(str, parts_io.live_parts(folder))
+            if len(chunk) >= FILES_AT_ONCE:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+
+    def _days(self, record: str, since: datetime, until: datetime) -> list[tuple[int, Path]]:
+        """The day folders that a span touches, oldest first."""
+        root = self.folder / record
+        first, last = to_us(since) // DAY_US, (to_us(until) - 1) // DAY_US
+        found = [(_day_number(path.name), path) for path in root.iterdir()] if root.is_dir() else []
+        return sorted((day, path) for day, path in found if first <= day <= last)
+
+    def _spill(self) -> Path:
+        return self.folder / ".spill"
+
+
+_ONE_COPY = 'QUALIFY row_number() OVER (PARTITION BY log_id, topic, "partition", "offset") = 1'
+_SLATES_QUERY = f"""
+    SELECT message FROM read_parquet($paths) AS slate ANTI JOIN gone
+    ON slate.user_id = gone.user_id AND slate.asked_us < gone.erased_us
+    WHERE asked_us >= $since AND asked_us < $until {_ONE_COPY} ORDER BY asked_us, request_id"""
+_ITEMS_QUERY = f"""
+    SELECT * FROM read_parquet($paths), (SELECT count(*) AS unused FROM gone)
+    WHERE accepted_us >= $since AND accepted_us < $until {_ONE_COPY}
+    ORDER BY accepted_us, topic, "partition", "offset" """
+
+
+def _events_query(wanted: Sequence[str]) -> str:
+    """One row per event: a coordinate that was written twice has one event_id, so the ids of a day settle both."""
+    return f"""
+        SELECT {", ".join(f"event.{name}" for name in wanted)} FROM read_parquet($paths) AS event ANTI JOIN gone
+        ON event.user_id = gone.user_id AND event.accepted_us < gone.erased_us
+        WHERE occurred_us >= $since AND occurred_us < $until
+        QUALIFY row_number() OVER (
+            PARTITION BY occurred_us // {DAY_US}, event_id ORDER BY occurred_us, accepted_us, "partition", "offset") = 1
+        ORDER BY occurred_us, event_id"""
+
+
+def _extremes(connection: duckdb.DuckDBPyConnection, folder: Path) -> tuple[int, int] | None:
+    from feature_repo.stores import parts_io
+
+    paths = [str(path) for path in parts_io.live_parts(folder)]
+    if not paths:
+        return None
+    found = connection.execute(
+        "SELECT min(occurred_us), max(occurred_us) FROM read_parquet($paths)", {"paths": paths}
+    ).fetchone()
+    return (int(found[0]), int(found[1])) if found and found[0] is not None else None
+
+
+@contextmanager
+def _duckdb(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB of its own for one read: bounded memory, bounded threads, spilling beside the archive."""
+    import duckdb
+
+    options: dict[str, str | bool | int | float | list[str]] = {
+        "threads": READ_THREADS,
+        "memory_limit": READ_MEMORY,
+        "temp_directory": str(spill),
+        "autoinstall_known_extensions": False,
+    }
+    with duckdb.connect(":memory:", config=options) as connection:
+        yield connection
+
+
+def _by_day(rows: Sequence[Any], time_us: Callable[[Any], int]) -> dict[int, list[Any]]:
+    by_day: dict[int, list[Any]] = {}
+    for row in rows:
+        by_day.setdefault(time_us(row) // DAY_US, []).append(row)
+    return by_day
+
+
+def _event_us(row: tuple[Coordinate, Event]) -> int:
+    return to_us(row[1].occurred_at)
+
+
+def _slate_us(row: tuple[Coordinate, Slate]) -> int:
+    return to_us(row[1].asked_at)
+
+
+def _item_us(row: tuple[Coordinate, ItemChange]) -> int:
+    return to_us(row[1].accepted_at)
+
+
+def _day_name(day: int) -> str:
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)).strftime("%Y-%m-%d")
+
+
+def _day_number(name: str) -> int:
+    return (datetime.strptime(name, "%Y-%m-%d").replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)).days
