@@ -91,7 +91,7 @@ class Reranker(nn.Module):
         return torch.stack([torch.where(counted > 0, highest, torch.zeros_like(highest)), mean], dim=-1)
 
     def _split(self, joined: Tensor) -> Tensor:
-        return joined.view(*joined.shape[:2], self.heads, -1).transpose(1, 2)
+        return joined.view(*joined.shape[:2], self.heads, joined.shape[2] // self.heads).transpose(1, 2)
 
 
 def _body(inputs: int, config: ModelConfig) -> nn.Sequential:

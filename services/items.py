@@ -16,11 +16,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from services.domain import ItemCard, UserState, hash64, to_us
+from services.domain import SECOND_US, ItemCard, UserState, hash64, to_us
 from services.signals import CATEGORIES_MAX, COUNTS_WIDTH, HistoryBlock, ItemBlock, decayed, history_arrays
 
 PartName = Literal["card", "stats", "covisits", "vector"]
 NEVER_US = 2**62
+RANKING_KEPT_US = 60 * SECOND_US
 
 
 class CardPart(msgspec.Struct, array_like=True):
@@ -110,7 +111,7 @@ class ItemTable:
         self._covisits: dict[int, CovisitsPart] = {}
         self._vectors: dict[int, NDArray[np.float32]] = {}
         self._vectors_new: list[str] = []
-        self._ranked: dict[tuple[str, int], NDArray[np.int64]] = {}
+        self._ranked: dict[tuple[str, int], tuple[int, NDArray[np.int64]]] = {}
         self._allocate(1024)
         self.as_of = 0
 
@@ -213,12 +214,14 @@ class ItemTable:
 
     def trending(self, now_us: int, limit: int) -> tuple[tuple[str, float], ...]:
         """Items with the most clicks lately: the 24 h and the 7 d ranking, taken in turn; score is decayed clicks."""
-        day = self._ranking("clicks_24h", limit, lambda: self._clicks(now_us, 4))
-        week = self._ranking("clicks_7d", limit, lambda: self._clicks(now_us, 5))
+        day = self._ranking("clicks_24h", limit, now_us, lambda: self._clicks(now_us, 4))
+        week = self._ranking("clicks_7d", limit, now_us, lambda: self._clicks(now_us, 5))
         with self._lock:
             merged = list(dict.fromkeys(int(s) for pair in zip(day, week, strict=True) for s in pair))[:limit]
             counts = decayed(self._counts[merged], self._counts_at_us[merged], now_us)[:, 4:6].sum(axis=1)
-            return tuple((self._ids[s], float(c)) for s, c in zip(merged, counts, strict=True) if c > 0)
+            shown = self._servable(now_us, np.asarray(merged, dtype=np.int64))
+            ranked = zip(merged, counts, shown, strict=True)
+            return tuple((self._ids[slot], float(count)) for slot, count, may in ranked if may and count > 0)
 
     def newest(self, now_us: int, limit: int) -> tuple[tuple[str, float], ...]:
         """Servable items with the newest birth (published, else the first card), and that time in µs."""
@@ -228,21 +231,23 @@ class ItemTable:
             return np.where(self._servable(now_us, np.arange(len(self._ids))), born, 0.0)
 
         with self._lock:
-            slots = self._ranking("newest", limit, births)
+            slots = self._ranking("newest", limit, now_us, births)
             return tuple((self._ids[s], float(self._born_us[s])) for s in slots if self._born_us[s] > 0)
 
     # ------------------------------------------------------------------------------------------ inside
 
-    def _ranking(self, name: str, limit: int, keys: Callable[[], NDArray[np.float64]]) -> NDArray[np.int64]:
-        """The slots with the highest keys, ties by slot; kept until the next change."""
+    def _ranking(
+        self, name: str, limit: int, now_us: int, keys: Callable[[], NDArray[np.float64]]
+    ) -> NDArray[np.int64]:
+        """The slots with the highest keys, ties by slot; kept until the next change, at most for RANKING_KEPT_US."""
         with self._lock:
-            ranked = self._ranked.get((name, limit))
-            if ranked is None:
+            period, ranked = self._ranked.get((name, limit), (-1, None))
+            if ranked is None or period != now_us // RANKING_KEPT_US:
                 values = keys()
                 values[0] = -1.0
                 top = np.argpartition(-values, min(limit, len(values) - 1))[: limit + 1]
                 ranked = top[np.lexsort((top, -values[top]))][:limit].astype(np.int64)
-                self._ranked[(name, limit)] = ranked
+                self._ranked[(name, limit)] = (now_us // RANKING_KEPT_US, ranked)
             return ranked
 
     def _clicks(self, now_us: int, column: int) -> NDArray[np.float64]:

@@ -78,7 +78,7 @@ class CovisitSource:
 
 @dataclass(frozen=True, slots=True)
 class TrendingSource:
-    """What most people take lately; the same for everybody but for what they have seen."""
+    """What most people take lately, the same for everybody but for what they have seen; its score is the place."""
 
     items: ItemTable
     limit: int = 30
@@ -90,7 +90,7 @@ class TrendingSource:
             return ()
         best = self.items.trending(to_us(query.asked_at), _depth(query))
         kept = _kept(self.items, query, user, best)[: max(self.limit, query.limit)]
-        return tuple(Candidate(item_id, self.name, s, rank) for rank, (item_id, s) in enumerate(kept))
+        return tuple(Candidate(item_id, self.name, 1 / (1 + rank), rank) for rank, (item_id, _) in enumerate(kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class RelatedSource:
             return ()
         like, limit = query.like, max(self.limit, query.limit)
         together = [item_id for item_id, _ in self.items.covisits(like)]
-        merged = [i for i in _in_turn(self._similar(query, like, limit), together) if i != like]
+        merged = _in_turn(self._similar(query, like, limit), together)
         kept = _kept(self.items, query, user, [(item_id, 0.0) for item_id in merged])[:limit]
         return tuple(Candidate(i, self.name, 1 / (1 + rank), rank, like) for rank, (i, _) in enumerate(kept))
 
@@ -136,7 +136,8 @@ class RelatedSource:
         if not vector.any():
             return []
         deeper = OVERFETCH_MAX if query.categories else OVERFETCH_MAX // 10
-        return [item_id for item_id, _, _ in self.vectors.nearest(vector, limit + deeper, to_item=True)]
+        near = self.vectors.nearest(vector, limit + deeper, to_item=True)
+        return [item_id for item_id, _, _ in near if item_id != like]
 
 
 @dataclass(frozen=True, slots=True)
