@@ -1,0 +1,124 @@
+"""What every command shares: the settings of this call, how an answer is printed, and progress bars."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from services.settings import Settings
+
+Progress = Callable[[int, int, str], None]
+"""Called as `progress(done, total, text)`; total 0 means: not known."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Fields = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """The options given before the command's name."""
+
+    home: Path | None
+
+
+def settings_of(context: typer.Context, service: str = "cli", log_level: str | None = "warning") -> Settings:
+    """The settings of this call, and logs switched on; `log_level` None leaves it to the settings."""
+    from services.settings import load_settings
+    from services.telemetry import configure_logs
+
+    home = context.obj.home if isinstance(context.obj, Edge) else None
+    if home is not None:
+        os.environ["FRESHRANK_HOME"] = str(home)  # processes started from here see the same home
+    settings = load_settings()
+    configure_logs(log_level or settings.log_level, service)
+    return settings
+
+
+def now() -> datetime:
+    """The clock of the edge; nothing below reads one."""
+    return datetime.now(UTC)
+
+
+def answer(as_json: bool, fields: Fields, text: Callable[[], None]) -> None:
+    """Print the fields as one JSON document, or the text."""
+    if as_json:
+        sys.stdout.write(json.dumps(fields, default=plain) + "\n")
+    else:
+        text()
+
+
+def plain(value: object) -> object:
+    """A value as JSON can hold it."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    if isinstance(value, tuple | set | frozenset):
+        return list(value)
+    fields = getattr(type(value), "__dataclass_fields__", None)
+    if fields is not None:
+        return {name: getattr(value, name) for name in fields}
+    return str(value)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(*columns, title=title or None, title_justify="left", title_style="bold", header_style="bold")
+    for row in rows:
+        drawn.add_row(*(str(each) for each in row))
+    Console().print(drawn)
+
+
+@contextmanager
+def bars(shown: bool = True) -> Iterator[Progress]:
+    """Progress bars on stderr, one per text; silent where `shown` is false."""
+    if not shown:
+        yield _silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks: dict[str, int] = {}
+
+        def report(done: int, total: int, text: str) -> None:
+            if text not in tasks:
+                for task in tasks.values():
+                    progress.stop_task(task)  # type: ignore[arg-type]
+                tasks[text] = progress.add_task(text, total=total or None)
+            progress.update(tasks[text], completed=done, total=total or None)  # type: ignore[arg-type]
+
+        yield report
+
+
+def moment(us: int) -> str:
+    """A stored time for a reader; `never` for 0."""
+    from services.domain import from_us
+
+    return f"{from_us(us):%Y-%m-%d %H:%M:%S} UTC" if us else "never"
+
+
+def _silent(_done: int, _total: int, _text: str) -> None:
+    """Progress that nobody watches."""

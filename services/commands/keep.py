@@ -1,0 +1,154 @@
+"""reset, backup, feast: looking after the state of an instance."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.commands.edge import Json, answer, settings_of
+
+MARKS = ("bus.db", "meta.db", "online.db", "registry.db", "run.lock")
+"""A folder with one of these is a home; anything else is never deleted."""
+DATABASES = ("meta.db", "online.db", "registry.db")
+FOLDERS = ("offline", "archive", "releases", "runs")
+TRIES = 3
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(epilog="Example: freshrank reset --yes")(reset)
+    app.command(epilog="Example: freshrank backup /var/backups/freshrank-monday")(backup)
+    app.command(
+        epilog="Example: freshrank feast -- feature-views list",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(feast)
+
+
+def reset(
+    context: typer.Context,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete all state.
+
+    Events, features, releases, everything under the home.
+    """
+    from services.domain import BadRequest
+    from services.supervisor import RunLock
+
+    home = settings_of(context).home
+    if home.exists():
+        if not any((home / mark).exists() for mark in MARKS):
+            raise BadRequest(f"{home} does not look like an instance of freshrank; nothing was deleted")
+        if not yes and not typer.confirm(f"Delete everything under {home}?"):
+            raise BadRequest("nothing was deleted")
+        with RunLock(home):
+            wipe(home)
+    answer(as_json, {"deleted": home}, lambda: _say(f"{home} is gone."))
+
+
+def wipe(home: Path) -> None:
+    """Delete what a home holds; the lock file stays until the end, so nobody can start in between."""
+    for each in home.iterdir():
+        if each.name == "run.lock":
+            continue
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
+
+
+def backup(
+    context: typer.Context,
+    target: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    as_json: Json = False,
+) -> None:
+    """Copy all state to a new folder.
+
+    Also of a running instance; FRESHRANK_HOME=FOLDER uses the copy.
+    """
+    from services.domain import BadRequest
+
+    home = settings_of(context).home
+    if not (home / "bus.db").exists():
+        raise BadRequest(f"there is no instance at {home}")
+    if target.exists():
+        raise BadRequest(f"{target} exists already; name a new folder")
+    half = target.with_name(target.name + ".half")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir(parents=True)
+    with _log_held(home / "bus.db"):
+        for name in DATABASES:
+            if (home / name).exists():
+                _copy_database(home / name, half / name)
+        for name in FOLDERS:
+            if (home / name).exists():
+                _copy_folder(home / name, half / name)
+        _copy_database(home / "bus.db", half / "bus.db")
+    half.rename(target)
+    size = sum(each.stat().st_size for each in target.rglob("*") if each.is_file())
+    answer(
+        as_json,
+        {"home": home, "backup": target, "bytes": size},
+        lambda: _say(f"{home} is copied to {target} ({size / 1e6:.1f} MB). FRESHRANK_HOME={target} uses it."),
+    )
+
+
+def feast(context: typer.Context) -> None:
+    """Feast's own command line.
+
+    On this instance's feature store; its arguments follow --.
+    """
+    from services import wiring
+
+    arguments, environment, folder = wiring.feast_command(settings_of(context))
+    ended = subprocess.run([*arguments, *context.args], cwd=folder, env=environment, check=False)
+    raise typer.Exit(ended.returncode)
+
+
+@contextmanager
+def _log_held(path: Path) -> Iterator[None]:
+    """Nothing is accepted or committed meanwhile, so no offset in the copy is newer than the stores' copies."""
+    connection = sqlite3.connect(path, timeout=10, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+    finally:
+        connection.close()
+
+
+def _copy_database(path: Path, target: Path) -> None:
+    source, copy = sqlite3.connect(path, timeout=10), sqlite3.connect(target)
+    try:
+        source.backup(copy)
+    finally:
+        copy.close()
+        source.close()
+
+
+def _copy_folder(folder: Path, target: Path) -> None:
+    """A copy of a folder in which parts may be merged meanwhile: again when a manifest changed or a part went away."""
+    for _ in range(TRIES):
+        try:
+            shutil.copytree(folder, target, dirs_exist_ok=True)
+        except shutil.Error:
+            continue
+        if _manifests(folder) == _manifests(target):
+            return
+    raise OSError(f"{folder} kept changing while it was copied; try again, or stop the instance first")
+
+
+def _manifests(folder: Path) -> dict[Path, bytes]:
+    return {each.relative_to(folder): each.read_bytes() for each in folder.rglob("manifest.json")}
+
+
+def _say(sentence: str) -> None:
+    sys.stdout.write(sentence + "\n")

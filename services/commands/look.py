@@ -1,0 +1,300 @@
+"""recommend, user, rejected, status, settings: what the instance knows and how it is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.commands.edge import Fields, Json, answer, moment, now, settings_of, table
+
+if TYPE_CHECKING:
+    from services.domain import Slate, UserState
+    from services.ports import Catalogue, LogView
+    from services.settings import Settings
+
+GROUPS = {
+    "features": ("freshrank.events",),
+    "trends": ("freshrank.events", "freshrank.slates"),
+    "archive": ("freshrank.events", "freshrank.slates", "freshrank.items"),
+    "catalogue": ("freshrank.items",),
+}
+LIMIT_MAX = 500
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(epilog="Example: freshrank recommend user-7 --limit 5")(recommend)
+    app.command(epilog="Example: freshrank user user-7")(user)
+    app.command(epilog="Example: freshrank rejected --limit 20 --json")(rejected)
+    app.command(epilog="Example: freshrank status --json")(status)
+    app.command(epilog="Example: freshrank settings --markdown")(settings)
+
+
+def recommend(
+    context: typer.Context,
+    user_id: Annotated[str, typer.Argument(help="Whose list.", metavar="USER")],
+    limit: Annotated[int, typer.Option(min=1, max=LIMIT_MAX, help="Length of the list.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """The list of one user.
+
+    As the API would answer now; nothing is recorded.
+    """
+    from services import wiring
+    from services.domain import Query
+
+    given = settings_of(context)
+    query = Query("command-line", user_id, limit, now(), record=False)
+    slate = wiring.recommend_once(given, query)
+    with wiring.open_home(given) as home:
+        titles = titles_of(home.catalogue, tuple(pick.item_id for pick in slate.items))
+    answer(as_json, slate_fields(slate, titles), lambda: _print_slate(slate, titles))
+
+
+def user(
+    context: typer.Context,
+    user_id: Annotated[str, typer.Argument(help="Whose row.", metavar="USER")],
+    limit: Annotated[int, typer.Option(min=1, max=64, help="Newest events shown.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """What is known of a user.
+
+    History, features and freshness, as the feature store has them.
+    """
+    from services import wiring
+
+    with wiring.open_home(settings_of(context)) as home:
+        state = home.features.read(user_id)
+        titles = titles_of(home.catalogue, tuple(each.item_id for each in state.events[:limit]))
+    fields = user_fields(state, titles, limit)
+    answer(as_json, fields, lambda: _print_user(state, titles, fields, limit))
+
+
+def rejected(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="Most entries shown.")] = 20,
+    after: Annotated[int, typer.Option(min=0, help="Only entries with a number above this one.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Messages that could not be read.
+
+    Each is kept whole: reason, place and bytes.
+    """
+    from services import wiring
+
+    with wiring.open_home(settings_of(context)) as home:
+        entries = home.quarantine.list(limit, after)
+        counts = dict(home.quarantine.count())
+    rows = [
+        (n, each.reason, each.detail, f"{each.coordinate.topic}/{each.coordinate.partition}@{each.coordinate.offset}",
+         each.value[:200].decode(errors="backslashreplace"))
+        for n, each in entries
+    ]  # fmt: skip
+    names = ("number", "reason", "detail", "place", "value")
+    answer(
+        as_json,
+        {"counts": counts, "rejected": [dict(zip(names, row, strict=True)) for row in rows]},
+        lambda: table(f"{sum(counts.values())} rejected", names, rows),
+    )
+
+
+def status(context: typer.Context, as_json: Json = False) -> None:
+    """How the instance is.
+
+    Processes, lag of each consumer, releases, what was rejected.
+    """
+    from services import wiring
+    from services.domain import BadRequest, to_us
+    from services.supervisor import holder_of
+
+    given = settings_of(context)
+    if not given.home.exists():
+        raise BadRequest(f"there is no instance at {given.home}; `freshrank import` or `freshrank run` makes one")
+    with wiring.open_home(given) as home:
+        live, lags = home.registry.live(), lags_of(home.view)
+        fields: dict[str, object] = {
+            "home": given.home,
+            "running": holder_of(given.home),
+            "api": api_url(given),
+            "lag": lags,
+            "accepted": {topic: sum(home.view.ends(topic).values()) for topic in GROUPS["archive"]},
+            "release": live.release_id if live else None,
+            "data_until": live.data_until if live else None,
+            "releases": len(home.registry.all()),
+            "rejected": dict(home.quarantine.count()),
+        }
+    rows = [
+        ("home", given.home),
+        ("running", fields["running"] or "no"),
+        ("API", fields["api"] or "not served"),
+        *((f"lag of {name}", lag) for name, lag in lags.items()),
+        ("release", f"{live.release_id}, data until {moment(to_us(live.data_until))}" if live else "none yet"),
+        ("rejected", sum(home_count for home_count in _counts(fields["rejected"]))),
+    ]
+    answer(as_json, fields, lambda: table("", ("what", "value"), rows))
+
+
+def settings(
+    context: typer.Context,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/settings.md.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Every setting and its source."""
+    from services.settings import Settings, setting_sources
+
+    given = settings_of(context)
+    if markdown:
+        sys.stdout.write(markdown_page(Settings))
+        return
+    sources = setting_sources(given)
+    rows = [
+        (name, _shown(getattr(given, name)), sources[name], each.description or "")
+        for name, each in Settings.model_fields.items()
+    ]
+    names = ("setting", "value", "from", "meaning")
+    answer(
+        as_json,
+        {row[0]: {"value": row[1], "from": row[2], "meaning": row[3]} for row in rows},
+        lambda: table("", names, rows),
+    )
+
+
+def markdown_page(model: type[Settings]) -> str:
+    """docs/settings.md: a line per setting with its default, as it does not depend on this machine."""
+    lines = [
+        "# Settings",
+        "",
+        "Written by `make docs`. Defaults, then `freshrank.toml` in the working folder (or the file that",
+        "`FRESHRANK_CONFIG` names), then the environment: `FRESHRANK_` and the name in capitals, parts of a part after",
+        'two underscores (`FRESHRANK_KINDS__FINISH=\'{"sign": "positive", "weight": 2}\'`). Units stand last in names.',
+        "`freshrank settings` shows the values in force and where each came from.",
+        "",
+        "| setting | default | meaning |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| `{name}` | {_markdown_default(each.default)} | {each.description} |"
+        for name, each in model.model_fields.items()
+    ]
+    return "\n".join([*lines, "", _kinds_table(model), ""])
+
+
+def titles_of(catalogue: Catalogue, item_ids: tuple[str, ...]) -> dict[str, str]:
+    """The title of each item; its id where it has none."""
+    cards = catalogue.cards(item_ids)
+    return {
+        item_id: (card.title if card and card.title else item_id) for item_id, card in zip(item_ids, cards, strict=True)
+    }
+
+
+def slate_fields(slate: Slate, titles: Mapping[str, str]) -> Fields:
+    """A slate in the words of the API."""
+    return {
+        "request_id": slate.request_id,
+        "user_id": slate.user_id,
+        "release_id": slate.release_id,
+        "degraded": slate.degraded,
+        "items": [
+            {"item_id": p.item_id, "rank": p.rank, "score": p.score, "source": p.source,
+             "title": titles[p.item_id], "reason": p.reason}
+            for p in slate.items
+        ],
+    }  # fmt: skip
+
+
+def user_fields(state: UserState, titles: Mapping[str, str], limit: int) -> dict[str, object]:
+    """A user's row and the features derived from it now."""
+    from services.domain import to_us
+    from services.items import ItemTable
+    from services.signals import USER_FEATURES, user_features
+
+    asked_us = to_us(now())
+    features = user_features(ItemTable().history(state), asked_us)
+    return {
+        "user_id": state.user_id,
+        "stranger": state.is_stranger,
+        "row_time": moment(state.row_time_us),
+        "age_s": round((asked_us - state.row_time_us) / 1e6, 3) if not state.is_stranger else None,
+        "first_seen": moment(state.first_seen_us),
+        "features": {name: round(float(value), 4) for name, value in zip(USER_FEATURES, features, strict=True)},
+        "hidden": [item_id for _, item_id in state.hidden],
+        "seen": len(state.seen),
+        "history": [
+            {"occurred_at": moment(e.occurred_us), "kind": e.kind, "item_id": e.item_id, "title": titles[e.item_id],
+             "value": e.value, "weight": e.weight}
+            for e in state.events[:limit]
+        ],
+    }  # fmt: skip
+
+
+def lags_of(view: LogView) -> dict[str, int]:
+    """Messages not yet taken in, by consumer."""
+    return {
+        group: sum(
+            end - view.committed(group, topic).get(partition, 0)
+            for topic in topics
+            for partition, end in view.ends(topic).items()
+        )
+        for group, topics in GROUPS.items()
+    }
+
+
+def api_url(given: Settings) -> str | None:
+    """Where the API of this home answers; None when no process serves it."""
+    address: Path = given.home / "api.json"
+    if not address.exists():
+        return None
+    fields = json.loads(address.read_text())
+    return str(fields["url"]) if Path(f"/proc/{fields['pid']}").exists() else None
+
+
+def _print_slate(slate: Slate, titles: Mapping[str, str]) -> None:
+    rows = [(p.rank + 1, titles[p.item_id], p.source, p.reason.text, f"{p.score:.4f}") for p in slate.items]
+    table(f"For {slate.user_id} by release {slate.release_id}", ("", "title", "source", "reason", "score"), rows)
+    if slate.degraded:
+        sys.stdout.write(f"Answered without: {', '.join(slate.degraded)}.\n")
+
+
+def _print_user(state: UserState, titles: Mapping[str, str], fields: Mapping[str, object], limit: int) -> None:
+    if state.is_stranger:
+        sys.stdout.write(f"Nothing is known of {state.user_id}.\n")
+        return
+    rows = [
+        (moment(e.occurred_us), e.kind, titles[e.item_id], "" if e.value is None else e.value)
+        for e in state.events[:limit]
+    ]
+    table(
+        f"{state.user_id}: row of {fields['row_time']}, {fields['age_s']} s old",
+        ("when", "kind", "item", "value"),
+        rows,
+    )
+    features = fields["features"]
+    assert isinstance(features, dict)
+    table("", ("feature", "value"), list(features.items()))
+
+
+def _counts(fields: object) -> list[int]:
+    assert isinstance(fields, dict)
+    return list(fields.values())
+
+
+def _shown(value: object) -> object:
+    return ", ".join(value) if isinstance(value, dict) else value
+
+
+def _markdown_default(value: object) -> str:
+    return "the kinds below" if isinstance(value, dict) else f"`{value}`"
+
+
+def _kinds_table(model: type[Settings]) -> str:
+    rules = model.model_fields["kinds"].default
+    lines = [
+        f"| `{kind}` | {rule.sign} | {rule.weight:g} | {'' if rule.threshold is None else f'{rule.threshold:g}'} |"
+        for kind, rule in rules.items()
+    ]
+    return "\n".join(["## Kinds of events", "", "| kind | sign | weight | threshold |", "|---|---|---|---|", *lines])

@@ -1,0 +1,128 @@
+"""demo: the product shown on real data, start to end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.commands.edge import Edge, Json, answer, bars, now
+
+if TYPE_CHECKING:
+    from services.demo.plots import Plot
+    from services.demo.showing import Showing
+    from services.demo.story import Figures
+    from services.ports import EventSink
+
+DEMO_HOME = Path(".freshrank-demo")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog="Example: freshrank demo --world --once")(demo)
+
+
+def demo(
+    context: typer.Context,
+    world: Annotated[bool, typer.Option("--world", help="A generated world instead of real film ratings.")] = False,
+    size: Annotated[float, typer.Option(min=0.05, max=50, help="Size of the generated world.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the generated world.")] = 1,
+    once: Annotated[bool, typer.Option("--once", help="End when the story is told.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Wanted port; the next free one is taken.")] = 8080,
+    as_json: Json = False,
+) -> None:
+    """Show the product on real data.
+
+    Events in, a release trained, a list, three clicks, another list; in a home of its own, wiped first.
+    """
+    from services.demo.stage import Stage
+    from services.supervisor import RunLock
+
+    home = _home(context)
+    with RunLock(home):
+        _wipe(home)
+    stage = Stage(home, (sys.executable, "-m", "services.cli"), port)
+    with stage:
+        figures = _play(stage, world, size, seed, _showing(as_json))
+        answer(as_json, {name: getattr(figures, name) for name in figures.__dataclass_fields__}, lambda: None)
+        if not once:
+            _keep_serving(stage)
+
+
+def _home(context: typer.Context) -> Path:
+    """The demo's own home and settings, for this process and all that it starts."""
+    from services.settings import load_settings
+    from services.telemetry import configure_logs
+
+    given = context.obj.home if isinstance(context.obj, Edge) else None
+    fixed = {"HOME": str(given or DEMO_HOME), "EFFORT": "demo", "RETRAIN_EVERY_HOURS": "0"}
+    os.environ.update({f"FRESHRANK_{name}": value for name, value in fixed.items()})
+    home = load_settings().home
+    os.environ["FRESHRANK_HOME"] = str(home)
+    configure_logs("warning", "demo")
+    return home
+
+
+def _wipe(home: Path) -> None:
+    from services.commands.keep import MARKS, wipe
+    from services.domain import BadRequest
+
+    strange = [each.name for each in home.iterdir() if each.name != "run.lock"]
+    if strange and not any((home / mark).exists() for mark in MARKS if mark != "run.lock"):
+        raise BadRequest(f"{home} holds things that are not freshrank's ({strange[0]}); name another --home")
+    wipe(home)
+
+
+def _play(stage: object, world: bool, size: float, seed: int, show: Showing) -> Figures:
+    from services import wiring
+    from services.demo.plots import WorldPlot
+    from services.demo.stage import Stage
+    from services.demo.story import Props, tell
+    from services.settings import load_settings
+
+    assert isinstance(stage, Stage)
+    with wiring.open_home(load_settings()) as opened:
+        plot: Plot = WorldPlot(size, seed) if world else _films(stage.home)
+        return tell(plot, stage, Props(opened.sink, opened.view, now), show)
+
+
+def _films(home: Path) -> Plot:
+    from services.archive.importer import import_sources
+    from services.archive.recipes import movietweetings
+    from services.demo.plots import FilmPlot, Poured, Progress
+
+    def importer(folder: Path, sink: EventSink, ends_at: datetime, progress: Progress) -> Poured:
+        done = import_sources(
+            movietweetings(folder), sink, ends_at, work=home / "import", rejects_path=home / "rejects.jsonl",
+            shift_to=ends_at, progress=progress,
+        )  # fmt: skip
+        return Poured(done.events, done.items, sum(done.rejected.values()))
+
+    return FilmPlot(importer)
+
+
+def _showing(as_json: bool) -> Showing:
+    from rich.console import Console
+
+    from services.demo.showing import Showing
+
+    return Showing(Console(stderr=as_json), bars)
+
+
+def _keep_serving(stage: object) -> None:
+    from services.demo.stage import Stage
+
+    assert isinstance(stage, Stage)
+    sys.stdout.write("\nServing until Ctrl-C.\n")
+    sys.stdout.flush()
+    try:
+        while True:
+            stage.check()
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        sys.stdout.write("Stopping.\n")
