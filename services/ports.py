@@ -82,8 +82,13 @@ class LogView(Protocol):
 class Consumer(Protocol):
     """What `consume` drives: one of features, trends, archive, catalogue."""
 
-    name: str
-    topics: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """The consumer's name, which is its group's name too."""
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """What it reads."""
 
     def start(self, source: EventSource, gained: tuple[Partition, ...]) -> None:
         """Called when partitions are gained, before their first message: load state, seek where it says."""

@@ -30,8 +30,8 @@ FEED_STALE_S = 10.0
 class Feed(Protocol):
     """The change feed of items."""
 
-    def load(self, table: ItemTable) -> None:
-        """Everything there is, into the table."""
+    def load(self, table: ItemTable) -> int:
+        """Everything there is, into the table; how many changes that were."""
 
     def poll(self, table: ItemTable) -> int:
         """What changed since the table's `as_of`; returns how many changes were applied."""
@@ -40,7 +40,7 @@ class Feed(Protocol):
 class StageBuilder(Protocol):
     """Builds the stages of a release over an item table."""
 
-    def __call__(self, release: ReleaseInfo | None, items: ItemTable) -> Stages:
+    def __call__(self, info: ReleaseInfo | None, items: ItemTable) -> Stages:
         """Load and wire the release (None: serve without a model). Raises ReleaseInvalid and leaves nothing behind."""
 
 

@@ -1,0 +1,209 @@
+"""What runs in a process of an instance: consumers, a serving instance, one answer, a training run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from services.domain import TOPIC_EVENTS, TOPIC_ITEMS, TOPICS, PartHealth, Query, ReleaseInfo, Slate, StageUnavailable
+from services.items import ItemTable
+from services.memory import MemorySlateLog
+from services.ports import SlateLog
+from services.recommend import Stages, recommend
+from services.settings import Settings
+from services.wiring import Home, build_stages, load_release, now, open_home
+
+if TYPE_CHECKING:
+    from services.candidates.vectors import ItemVectors
+    from services.serving import Serving
+    from services.training.registry import RunInfo
+
+Progress = Callable[[int, int, str], None]
+TIDY_EVERY_S = 600.0
+STUCK_LAG = 10_000
+WATCH_EVERY_S = 0.1
+
+
+def unwatched(_done: int, _total: int, _text: str) -> None:
+    """Progress that nobody watches."""
+
+
+def run_consumer(
+    settings: Settings,
+    names: Sequence[str],
+    stopped: Callable[[], bool],
+    until_caught_up: bool = False,
+    progress: Progress = unwatched,
+) -> None:
+    """Run consumers in this process, a thread each, until `stopped` (or until nothing is left to do).
+
+    The first error of a consumer that is ours ends all of them and is raised; an outage is waited for.
+    """
+    from services.patience import Stopped
+
+    stopping = threading.Event()
+    errors: list[BaseException] = []
+
+    def work(name: str) -> None:
+        try:
+            _consume(home, name, stopping)
+        except Stopped:
+            return
+        except BaseException as error:
+            errors.append(error)
+            stopping.set()
+
+    with open_home(settings) as home:
+        parts = [threading.Thread(target=work, args=(name,), name=name) for name in names]
+        for part in parts:
+            part.start()
+        tidied = time.monotonic()
+        while not stopping.wait(WATCH_EVERY_S):
+            if stopped() or (until_caught_up and _caught_up(home, names, progress)):
+                stopping.set()
+            if "archive" in names and time.monotonic() - tidied > TIDY_EVERY_S:
+                tidied = time.monotonic()
+                home.bus.trim(now())
+                home.quarantine.expire(now() - timedelta(hours=settings.bus_retention_hours))
+        for part in parts:
+            part.join()
+        if errors:
+            raise errors[0]
+
+
+def _consume(home: Home, name: str, stopping: threading.Event) -> None:
+    from services.consume import consume
+    from services.patience import Patience, PatientConsumer, PatientSource
+
+    s = home.settings
+    patience = Patience(name, (StageUnavailable, SQLAlchemyError, OSError), stopping)
+    part = patience.call(lambda: home.consumer(name))
+    source = home.bus.source(name, part.topics)
+    try:
+        consume(
+            PatientSource(source, patience), PatientConsumer(part, patience), stopping.is_set,
+            records_max=s.features_batch_max, wait_s=s.poll_wait_ms / 1000,
+        )  # fmt: skip
+    finally:
+        source.close()
+
+
+def _caught_up(home: Home, names: Sequence[str], progress: Progress) -> bool:
+    """Whether the consumers have nothing left to do, texts included; says how far they are."""
+    topics = {"features": (TOPIC_EVENTS,), "trends": (TOPIC_EVENTS,), "catalogue": (TOPIC_ITEMS,)}
+    finished = True
+    for name in names:
+        read = [
+            (end, home.view.committed(name, topic)[partition])
+            for topic in topics.get(name, TOPICS)
+            for partition, end in home.view.ends(topic).items()
+        ]
+        total, done = sum(end for end, _ in read), sum(committed for _, committed in read)
+        progress(done, total, name)
+        finished &= done >= total
+    if "catalogue" in names:
+        waiting = home.text_vectors.pending() if finished else 1
+        if finished and waiting:
+            progress(0, waiting, "item texts")
+        finished &= waiting == 0
+    return finished
+
+
+class Instance:
+    """A running instance as the API sees it (`services.api.runtime.Runtime`)."""
+
+    def __init__(self, home: Home, slates: SlateLog | None = None) -> None:
+        from services.archive.slates import QueueSlateLog
+
+        self._home = home
+        self.settings = home.settings
+        self.sink = home.sink
+        self.view = home.view
+        self.features = home.features
+        self.catalogue = home.catalogue
+        self.registry = home.registry
+        self.quarantine = home.quarantine
+        self._queue = None if slates else QueueSlateLog(home.sink, home.settings.slate_queue_max)
+        self._slates: SlateLog = slates or self._queue or MemorySlateLog()
+        self._vectors: list[ItemVectors] = []
+        self._serving = self._make_serving()
+        self.items = self._serving.items
+
+    def now(self) -> datetime:
+        """Runtime."""
+        return now()
+
+    def start(self) -> None:
+        """Runtime."""
+        import torch
+
+        torch.set_num_threads(1)  # one request is small: more threads only wait for each other
+        self._serving.start()
+        self.features.read("warm-up")
+
+    def stop(self) -> None:
+        """Runtime."""
+        self._serving.stop()
+        if self._queue is not None:
+            self._queue.close()
+
+    def stages(self) -> Stages:
+        """Runtime."""
+        return self._serving.stages()
+
+    def runs(self, limit: int) -> Sequence[RunInfo]:
+        """Runtime."""
+        return self.registry.runs(limit)
+
+    def parts(self) -> Mapping[str, PartHealth]:
+        """Runtime."""
+        health = dict(self._serving.health())
+        for name, ask in (("log", self._log_health), ("features", self._features_health)):
+            try:
+                health[name] = ask()
+            except StageUnavailable as error:
+                health[name] = PartHealth("red", str(error))
+        return health
+
+    def _log_health(self) -> PartHealth:
+        ends = self.view.ends(TOPIC_EVENTS)
+        lag = sum(ends.values()) - sum(self.view.committed("features", TOPIC_EVENTS).values())
+        return PartHealth("yellow" if lag > STUCK_LAG else "green", f"features are {lag} events behind")
+
+    def _features_health(self) -> PartHealth:
+        self.features.read("health")
+        return PartHealth("green")
+
+    def _make_serving(self) -> Serving:
+        from services.serving import Serving
+
+        poll_s = self.settings.items_poll_ms / 1000
+        return Serving(self._home.feed, self.registry, self._build, self._refresh, now, poll_s)
+
+    def _build(self, info: ReleaseInfo | None, items: ItemTable) -> Stages:
+        release = load_release(info, self.settings.device) if info else None
+        stages, vectors = build_stages(release, items, self.features, self._slates)
+        if vectors is not None:
+            self._vectors = [*self._vectors[-1:], vectors]  # the old release still answers until the swap
+        return stages
+
+    def _refresh(self) -> None:
+        fresh = self.items.take_new_vectors()
+        for vectors in self._vectors:
+            vectors.add(fresh)
+
+
+def recommend_once(settings: Settings, query: Query) -> Slate:
+    """One answer in this process, as the API would give it now."""
+    with open_home(settings) as home:
+        instance = Instance(home, MemorySlateLog())
+        instance.start()
+        try:
+            return recommend(query, instance.stages())
+        finally:
+            instance.stop()

@@ -1,0 +1,252 @@
+"""The composition root: the only file that knows which implementation stands behind a port. It opens and closes.
+
+Heavy packages (feast, torch, faiss) are imported by the part that needs them, when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Engine, select
+
+from services.domain import ReleaseInfo, ReleaseInvalid
+from services.items import ItemTable
+from services.ports import Consumer, EventSink, FeatureStore, LogView, SlateLog
+from services.recommend import Stages
+from services.settings import Settings
+from services.tables import erasures, open_database
+
+if TYPE_CHECKING:
+    from models.release import ModelRelease
+    from services.archive.parts import ParquetArchive
+    from services.archive.rejected import SqlQuarantine
+    from services.bus.embedded import EmbeddedBus
+    from services.candidates.vectors import ItemVectors
+    from services.catalogue.cards import SqlCatalogue
+    from services.catalogue.live import ItemFeed
+    from services.features.store import FeastFeatureStore, FeastHistory
+    from services.training.registry import SqlRegistry
+
+ERASED_FOR_S = 2.0
+
+
+def now() -> datetime:
+    """The clock of the edge."""
+    return datetime.now(UTC)
+
+
+class Home:
+    """One instance's state on disk and what is open of it; everything opens when it is first asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._closers: list[Callable[[], None]] = []
+        self._erased: tuple[float, Mapping[str, int]] = (-ERASED_FOR_S, {})
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The metadata database."""
+        engine = open_database(self.settings.home / "meta.db", self.settings.bus_busy_timeout_ms)
+        self._closers.append(engine.dispose)
+        return engine
+
+    @cached_property
+    def bus(self) -> EmbeddedBus:
+        """The log."""
+        from services.bus.embedded import EmbeddedBus
+
+        s = self.settings
+        bus = EmbeddedBus(s.home / "bus.db", s.bus_partitions, s.bus_busy_timeout_ms, s.bus_retention_hours, now=now)
+        bus.open()
+        self._closers.append(bus.close)
+        return bus
+
+    @property
+    def sink(self) -> EventSink:
+        """Where this process publishes."""
+        return self.bus.sink()
+
+    @property
+    def view(self) -> LogView:
+        """Ends and committed offsets."""
+        return self.bus.view()
+
+    @cached_property
+    def feast(self) -> Any:
+        """The `feast.FeatureStore` of this process."""
+        from services.features.store import open_feast
+
+        s = self.settings
+        return open_feast(s.home, read_wait_ms=s.store_deadline_ms, write_wait_ms=s.bus_busy_timeout_ms)
+
+    @cached_property
+    def features(self) -> FeastFeatureStore:
+        """User rows."""
+        from services.features.store import FeastFeatureStore
+
+        store = FeastFeatureStore(self.feast)
+        self._closers.append(store.close)
+        return store
+
+    @cached_property
+    def history(self) -> FeastHistory:
+        """User rows and item counts, point-in-time."""
+        from services.features.store import FeastHistory
+
+        return FeastHistory(self.feast)
+
+    @cached_property
+    def archive(self) -> ParquetArchive:
+        """Every accepted event, once."""
+        from services.archive.parts import ParquetArchive
+
+        return ParquetArchive(self.settings.home / "archive", self.erased)
+
+    @cached_property
+    def quarantine(self) -> SqlQuarantine:
+        """Messages that could not be read."""
+        from services.archive.rejected import SqlQuarantine
+
+        return SqlQuarantine(self.engine)
+
+    @cached_property
+    def catalogue(self) -> SqlCatalogue:
+        """Item cards."""
+        from services.catalogue.cards import SqlCatalogue
+        from services.catalogue.live import write_parts
+
+        return SqlCatalogue(self.engine, write_parts)
+
+    @cached_property
+    def feed(self) -> ItemFeed:
+        """The change feed of items."""
+        from services.catalogue.live import ItemFeed
+
+        return ItemFeed(self.engine)
+
+    @cached_property
+    def registry(self) -> SqlRegistry:
+        """Releases and runs."""
+        from services.training.registry import SqlRegistry
+
+        return SqlRegistry(self.engine, now)
+
+    def items(self) -> ItemTable:
+        """A fresh item table with everything there is now."""
+        table = ItemTable()
+        self.feed.load(table)
+        return table
+
+    def erased(self) -> Mapping[str, int]:
+        """Erased users and when, a moment old at most."""
+        read_at, users = self._erased
+        if time.monotonic() - read_at > ERASED_FOR_S:
+            with self.engine.connect() as connection:
+                rows = connection.execute(select(erasures.c.user_id, erasures.c.erased_us)).all()
+            users = {row.user_id: row.erased_us for row in rows}
+            self._erased = (time.monotonic(), users)
+        return users
+
+    def consumer(self, name: str) -> Consumer:
+        """One of the four consumers."""
+        s = self.settings
+        match name:
+            case "features":
+                from services.features.consumer import FeaturesConsumer
+
+                return FeaturesConsumer(self.features, s.kind_rules(), now, s.features_cache_users, self.erased)
+            case "trends":
+                from services.catalogue.live import write_parts
+                from services.trends.consumer import TrendsConsumer, TrendsSettings
+
+                chosen = TrendsSettings(
+                    s.trends_flush_s, s.trends_flush_events, s.covisits_items_max, s.impressions_from
+                )
+                append = self.features.append_item_stats
+                return TrendsConsumer(
+                    self.engine, s.kind_rules(), append, write_parts, self.view.log_id, now, chosen, self.erased
+                )
+            case "archive":
+                from services.archive.consumer import ArchiveConsumer
+
+                return ArchiveConsumer(self.archive, self.quarantine)
+            case "catalogue":
+                from services.catalogue.consumer import CatalogueConsumer
+
+                return CatalogueConsumer(self.catalogue, self.text_vectors)
+        raise AssertionError(f"no consumer {name}")
+
+    @cached_property
+    def text_vectors(self) -> Any:
+        """The embedding of item texts."""
+        from models.text import open_encoder
+        from services.catalogue.live import write_parts
+        from services.catalogue.vectors import TextVectors
+
+        s = self.settings
+        encoder = open_encoder(s.text_encoder, s.device, s.text_batch_max)
+        vectors = TextVectors(self.engine, encoder, write_parts, s.text_batch_max)
+        self._closers.append(vectors.close)
+        return vectors
+
+    def close(self) -> None:
+        """Close what was opened, the last first."""
+        while self._closers:
+            self._closers.pop()()
+
+
+@contextmanager
+def open_home(settings: Settings) -> Iterator[Home]:
+    """An instance's state, closed at the end."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    home = Home(settings)
+    try:
+        yield home
+    finally:
+        home.close()
+
+
+def build_stages(
+    release: ModelRelease | None, items: ItemTable, features: FeatureStore, slates: SlateLog
+) -> tuple[Stages, ItemVectors | None]:
+    """What answers queries with a release (or without one), and the vectors that want to hear of new items."""
+    from services.candidates.filters import standard_filters
+    from services.candidates.sources import standard_sources
+    from services.candidates.vectors import ItemVectors
+    from services.ranking.arrange import TopByScore
+    from services.ranking.scorers import AttentionScorer, RetrievalOrderScorer
+
+    vectors = ItemVectors(release, items) if release else None
+    if vectors is not None:
+        vectors.load()
+    scorer = AttentionScorer(release, items, vectors) if release and vectors else RetrievalOrderScorer()
+    stages = Stages(
+        release.release_id if release else None, items.as_of, features, standard_sources(items, vectors),
+        standard_filters(items), scorer, TopByScore(items), slates,
+    )  # fmt: skip
+    return stages, vectors
+
+
+def load_release(info: ReleaseInfo, device: str = "auto") -> ModelRelease:
+    """A published release from its directory. Raises ReleaseInvalid, naming the file, when it is damaged."""
+    from models.release import ModelRelease, ReleaseDamaged
+
+    try:
+        return ModelRelease.load(Path(info.path), device)
+    except ReleaseDamaged as error:
+        raise ReleaseInvalid(f"release {info.release_id}: {error}") from error
+
+
+def feast_command(settings: Settings) -> tuple[list[str], dict[str, str], Path]:
+    """Feast's own command line on this instance: arguments, environment and folder."""
+    from services.features.store import REPO, feast_environment
+
+    settings.home.mkdir(parents=True, exist_ok=True)
+    return [str(Path(sys.executable).with_name("feast"))], feast_environment(settings.home), REPO
