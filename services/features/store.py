@@ -157,7 +157,7 @@ class FeastFeatureStore:
         if not states:
             return ()
         rows = [
-            (self._codec.key(USER_KEY, state.user_id), values, from_us(state.row_time_us), None)
+            (self._codec.key(USER_KEY, state.user_id), values, state.row_time_us)
             for state, values in zip(states, self._codec.encode(states), strict=True)
         ]
         expected = [state.previous_row_time_us for state in states]
