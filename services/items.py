@@ -232,7 +232,8 @@ class ItemTable:
 
         with self._lock:
             slots = self._ranking("newest", limit, now_us, births)
-            return tuple((self._ids[s], float(self._born_us[s])) for s in slots if self._born_us[s] > 0)
+            slots = slots[(self._born_us[slots] > 0) & self._servable(now_us, slots)]
+            return tuple((self._ids[s], float(self._born_us[s])) for s in slots.tolist())
 
     # ------------------------------------------------------------------------------------------ inside
 

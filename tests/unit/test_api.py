@@ -1,0 +1,424 @@
+# The HTTP edge over a runtime in memory: statuses, bodies, problems, aliases, waiting, and the golden OpenAPI document.
+#
+# Renew the golden document with: python tests/unit/test_api.py
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fastapi.testclient import TestClient
+from serving_world import NOW, MemoryRuntime, user
+
+from services.api.app import create_app, create_routes
+from services.api.cursor import cursor_of, shown_before
+from services.api.problems import Problem
+from services.api.runtime import Run
+from services.domain import (
+    TOPIC_EVENTS,
+    TOPIC_ITEMS,
+    Coordinate,
+    ItemCard,
+    Metric,
+    PartHealth,
+    Rejected,
+    ReleaseInfo,
+    StageUnavailable,
+)
+from services.settings import Settings
+from services.wire import decode_event, decode_item
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "openapi.json"
+
+
+@pytest.fixture
+def runtime() -> MemoryRuntime:
+    settings = Settings(api_body_bytes_max=100_000, api_events_max=100, api_wait_ms_max=300)
+    return MemoryRuntime(settings, {"ada": user("s1", hidden=("l2",))})
+
+
+@pytest.fixture
+def client(runtime: MemoryRuntime):
+    with TestClient(create_app(runtime)) as client:
+        yield client
+
+
+def published(runtime: MemoryRuntime, topic: str) -> list:
+    messages = [m for partition in runtime.bus.of_topic(topic) for m in runtime.bus.logs[partition]]
+    decode = decode_event if topic == TOPIC_EVENTS else decode_item
+    return [decode(m.value, m.accepted_at) for m in messages]
+
+
+def is_problem(response, status: int, name: str) -> bool:
+    document = response.json()
+    assert response.headers["content-type"] == "application/problem+json"
+    assert (response.status_code, document["status"]) == (status, status), document
+    assert document["type"] == f"urn:freshrank:problem:{name}", document
+    return bool(document["title"]) and bool(document["detail"])
+
+
+# --------------------------------------------------------------------------------------------------- lists
+
+
+def test_a_list_says_what_it_rests_on_and_why_each_item_is_there(client: TestClient) -> None:
+    answer = client.get("/v1/users/ada/recommendations?limit=2").json()
+    assert answer["items"] == [
+        {
+            "item_id": "cold", "title": "Film cold", "rank": 0, "score": 1.0, "source": "faiss",
+            "reason": {"kind": "for_you", "item_ids": [], "text": "Fits what you picked lately"},
+        },
+        {
+            "item_id": "s2", "title": "Film s2", "rank": 1, "score": pytest.approx(0.99619, abs=1e-4),
+            "source": "faiss", "reason": {"kind": "for_you", "item_ids": [], "text": "Fits what you picked lately"},
+        },
+    ]  # fmt: skip
+    assert (answer["user_id"], answer["release_id"], answer["degraded"]) == ("ada", "hand", [])
+    assert answer["features_as_of"] == "2026-01-01T11:59:00Z"
+    assert answer["items_as_of"] == 20
+    assert len(answer["request_id"]) == 32
+    assert "dropped" not in answer
+
+
+def test_next_goes_on_without_repeats_until_there_is_no_more(client: TestClient) -> None:
+    shown: list[str] = []
+    cursor = ""
+    for _ in range(10):
+        answer = client.get("/v1/users/ada/recommendations", params={"limit": 3, "cursor": cursor}).json()
+        shown += [each["item_id"] for each in answer["items"]]
+        cursor = answer["next"]
+        if cursor is None:
+            break
+    assert sorted(shown) == ["cold", "l1", "l3", "l4", "plain", "s2", "s3", "s4"]
+
+
+@pytest.mark.parametrize("name", ["limit", "n", "numResults", "count", "size"])
+def test_the_limit_goes_by_several_names(client: TestClient, name: str) -> None:
+    assert len(client.get(f"/v1/users/ada/recommendations?{name}=3").json()["items"]) == 3
+    assert is_problem(client.get(f"/v1/users/ada/recommendations?{name}=501"), 422, "bad-parameter")
+
+
+def test_excluded_items_and_other_categories_stay_out_and_explain_says_who_dropped_what(client: TestClient) -> None:
+    answer = client.get("/v1/users/ada/recommendations?exclude=cold,s2&category=Space&explain=true").json()
+    assert [each["item_id"] for each in answer["items"]] == ["s3", "s4"]
+    assert answer["dropped"] == []  # the sources had passed them over already
+    ranked = client.post("/v1/rank", json={"user_id": "ada", "item_ids": ["s1", "s2"], "seen": "drop", "explain": True})
+    assert ranked.json()["dropped"] == [{"item_id": "s1", "by": "seen"}]
+
+
+def test_a_user_id_may_hold_any_characters(client: TestClient) -> None:
+    answer = client.get("/v1/users/a%2Fb%20%C3%BC/recommendations").json()
+    assert answer["user_id"] == "a/b ü"
+    assert answer["features_as_of"] is None
+    assert {each["source"] for each in answer["items"]} == {"trending", "new"}
+
+
+def test_a_visitor_is_known_by_recent_items(client: TestClient) -> None:
+    body = {"recent": ["l1"], "limit": 3}
+    answer = client.post("/v1/recommendations", json=body).json()
+    assert [each["item_id"] for each in answer["items"]] == ["l2", "l3", "l4"]
+    assert answer["user_id"] is None
+
+
+def test_a_body_may_name_a_user_by_an_alias(client: TestClient) -> None:
+    answer = client.post("/v1/recommendations", json={"userId": "ada", "numResults": 1}).json()
+    assert (answer["user_id"], len(answer["items"])) == ("ada", 1)
+
+
+def test_related_items_come_by_nearness(client: TestClient) -> None:
+    answer = client.get("/v1/items/l1/related?limit=2").json()
+    assert [each["item_id"] for each in answer["items"]] == ["l2", "l3"]
+    assert answer["items"][0]["reason"] == {"kind": "similar_to", "item_ids": ["l1"], "text": "Similar to Film l1"}
+
+
+def test_ranking_gives_the_whole_list_back_in_order(client: TestClient) -> None:
+    answer = client.post("/v1/rank", json={"user_id": "ada", "item_ids": ["l1", "gone", "s3", "s1"]}).json()
+    assert [each["item_id"] for each in answer["items"]] == ["s1", "s3", "l1", "gone"]
+    assert answer["next"] is None
+
+
+def test_trending_is_the_same_for_everybody_and_by_category(client: TestClient) -> None:
+    everything = client.get("/v1/trending?limit=3").json()
+    assert [(i["item_id"], i["score"]) for i in everything["items"]] == [("s1", 16.0), ("l1", 14.0), ("s2", 12.0)]
+    love = client.get("/v1/trending?category=Love").json()
+    assert [i["item_id"] for i in love["items"]] == ["l1", "l2"]
+
+
+def test_a_list_is_recorded_and_a_probe_is_not(client: TestClient, runtime: MemoryRuntime) -> None:
+    request_id = client.get("/v1/users/ada/recommendations").json()["request_id"]
+    client.get("/v1/users/ada/recommendations?record=false")
+    assert [slate.request_id for slate in runtime.slates.slates] == [request_id]
+
+
+def test_before_the_first_release_there_is_a_list_without_one(client: TestClient, runtime: MemoryRuntime) -> None:
+    runtime.release = None
+    answer = client.get("/v1/users/ada/recommendations").json()
+    assert answer["release_id"] is None
+    assert answer["items"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/recommendations", {"recent": ["a"], "user_id": "ada"}),
+        ("/v1/recommendations", {"limit": 0}),
+        ("/v1/recommendations", {"limt": 3}),
+        ("/v1/rank", {"item_ids": []}),
+        ("/v1/rank", {"user_id": "ada"}),
+        ("/v1/rank", {"item_ids": [" "]}),
+        ("/v1/recommendations", {"cursor": "bm9uc2Vuc2U"}),
+        ("/v1/recommendations", {"user_id": "x" * 257}),
+    ],
+)
+def test_a_refused_field_is_named(client: TestClient, path: str, body: dict) -> None:
+    assert is_problem(client.post(path, json=body), 422, "bad-parameter")
+
+
+def test_a_cursor_holds_what_was_shown_and_nonsense_is_refused() -> None:
+    assert shown_before(cursor_of(["b", "a", "b"])) == {"a", "b"}
+    assert cursor_of(str(n) for n in range(2000)) is None
+    with pytest.raises(Problem):
+        shown_before("nonsense!")
+
+
+# -------------------------------------------------------------------------------------------------- events
+
+
+def test_events_are_published_and_the_bad_ones_named_by_place_and_reason(
+    client: TestClient, runtime: MemoryRuntime
+) -> None:
+    body = [
+        {"user_id": "ada", "item_id": "s2", "kind": "click", "occurred_at": "2026-01-01T11:00:00Z"},
+        {"user_id": "ada"},
+        {"userId": "bob", "itemId": "l1", "event_type": "rating", "timestamp": 1767268800, "rating": "9"},
+        {"user_id": "ada", "item_id": "s2", "occurred_at": "2027-01-01T00:00:00Z"},
+        {"user_id": "ada", "item_id": "s2", "v": 9},
+        {"user_id": "ada", "item_id": "s2", "properties": {"note": "x" * 70_000}},
+        "what is this",
+    ]
+    response = client.post("/v1/events", json=body)
+    assert response.status_code == 202
+    answer = response.json()
+    assert answer["accepted"] == 2
+    assert [(each["index"], each["reason"]) for each in answer["rejected"]] == [
+        (1, "missing_item_id"), (3, "future"), (4, "unknown_version"), (5, "oversized"), (6, "not_an_object"),
+    ]  # fmt: skip
+    events = sorted(published(runtime, TOPIC_EVENTS), key=lambda event: event.user_id)
+    assert [(e.user_id, e.item_id, e.kind, e.value) for e in events] == [
+        ("ada", "s2", "click", None),
+        ("bob", "l1", "rating", 9.0),
+    ]
+
+
+def test_one_event_a_named_list_and_ndjson_are_bodies_too(client: TestClient, runtime: MemoryRuntime) -> None:
+    event = {"user_id": "u", "item_id": "s1"}
+    assert client.post("/v1/events", json=event).json()["accepted"] == 1
+    assert client.post("/v1/events", json={"events": [event, event]}).json()["accepted"] == 2
+    lines = b'{"user_id":"u","item_id":"s1"}\n\n{broken\n{"user_id":"u","item_id":"s2"}\n'
+    answer = client.post("/v1/events", content=lines, headers={"Content-Type": "application/x-ndjson"}).json()
+    assert (answer["accepted"], [each["index"] for each in answer["rejected"]]) == (2, [1])
+    assert len(published(runtime, TOPIC_EVENTS)) == 5
+
+
+def test_the_answer_says_when_a_retry_is_not_recognised_and_which_kinds_nobody_declared(client: TestClient) -> None:
+    body = [{"user_id": "u", "item_id": "s1"}, {"user_id": "u", "item_id": "s1", "kind": "stare", "id": "7"}]
+    answer = client.post("/v1/events", json=body).json()
+    assert (answer["retry_not_recognised"], answer["undeclared_kinds"]) == (1, ["stare"])
+
+
+def test_a_body_of_which_nothing_is_accepted_is_a_problem_with_each_reason(
+    client: TestClient, runtime: MemoryRuntime
+) -> None:
+    response = client.post("/v1/events", json={"user_id": "ada"})
+    assert is_problem(response, 422, "nothing-accepted")
+    assert response.json()["rejected"][0]["reason"] == "missing_item_id"
+    assert published(runtime, TOPIC_EVENTS) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "name"),
+    [(b"{not json", 400, "bad-body"), (b"17", 400, "bad-body"), (b'{"x":"' + b"a" * 100_001 + b'"}', 413, "too-large"),
+     (json.dumps([{}] * 101).encode(), 413, "too-large")],
+)  # fmt: skip
+def test_a_body_that_cannot_be_read_as_a_whole_is_refused(
+    client: TestClient, content: bytes, status: int, name: str
+) -> None:
+    assert is_problem(client.post("/v1/events", content=content), status, name)
+
+
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/recommendations"])
+def test_a_body_without_a_length_is_refused_while_it_streams(client: TestClient, path: str) -> None:
+    def endless():
+        for _ in range(20):
+            yield b" " * 10_000
+
+    headers = {"Content-Type": "application/json"}
+    assert is_problem(client.post(path, content=endless(), headers=headers), 413, "too-large")
+
+
+def test_wait_answers_when_the_features_have_the_events(client: TestClient, runtime: MemoryRuntime) -> None:
+    source = runtime.bus.source("features", (TOPIC_EVENTS,))
+
+    def commit_soon() -> None:
+        source.poll(100, 0)
+        batch = source.poll(100, 2)
+        time.sleep(0.05)
+        source.commit(batch.next_offsets())
+
+    thread = threading.Thread(target=commit_soon)
+    thread.start()
+    waited = client.post("/v1/events?wait=features", json={"user_id": "ada", "item_id": "s2"}).json()["waited"]
+    thread.join()
+    assert (waited["group"], waited["reached"]) == ("features", True)
+    assert 40 < waited["milliseconds"] < 300
+
+
+def test_wait_is_bounded_and_says_that_it_was_not_reached(client: TestClient) -> None:
+    waited = client.post("/v1/events?wait=features", json={"user_id": "ada", "item_id": "s2"}).json()["waited"]
+    assert waited["reached"] is False
+    assert 300 <= waited["milliseconds"] < 1500
+
+
+def test_when_the_bus_cannot_take_events_the_answer_is_503_and_to_send_again(
+    client: TestClient, runtime: MemoryRuntime
+) -> None:
+    class Full:
+        def publish(self, messages):
+            raise StageUnavailable("the disk is full")
+
+    runtime.sink = Full()
+    response = client.post("/v1/events", json={"user_id": "ada", "item_id": "s2"})
+    assert is_problem(response, 503, "unavailable")
+    assert response.headers["retry-after"] == "1"
+
+
+# --------------------------------------------------------------------------------------------------- items
+
+
+def test_items_are_put_patched_and_deleted_by_message(client: TestClient, runtime: MemoryRuntime) -> None:
+    many = [{"item_id": "a", "title": "A", "categories": ["x"]}, {"title": "no id"}, {"item_id": "b", "price": 3}]
+    answer = client.put("/v1/items", json=many).json()
+    assert answer["accepted"] == 1
+    assert [(each["index"], each["reason"]) for each in answer["rejected"]] == [(1, "missing_item_id"), (2, "bad_item")]
+    assert client.put("/v1/items/c%2Fd", json={"title": "C"}).status_code == 202
+    patch = {"available": False, "updated_at": "2026-01-01T10:00:00Z"}
+    assert client.patch("/v1/items/a", json=patch).status_code == 202
+    assert client.delete("/v1/items/a").status_code == 202
+    found = sorted(published(runtime, TOPIC_ITEMS), key=lambda change: (change.item_id, change.operation))
+    assert [(c.item_id, c.operation, dict(c.fields)) for c in found] == [
+        ("a", "delete", {}),
+        ("a", "patch", {"available": False}),
+        ("a", "put", {"title": "A", "categories": ("x",)}),
+        ("c/d", "put", {"title": "C"}),
+    ]
+    assert found[1].updated_at.hour == 10
+
+
+def test_an_item_answers_with_its_card_and_counts_and_an_unknown_one_is_404(
+    client: TestClient, runtime: MemoryRuntime
+) -> None:
+    runtime.cards["s1"] = ItemCard("s1", "Film s1", categories=("Space",))
+    answer = client.get("/v1/items/s1").json()
+    assert (answer["title"], answer["servable"], answer["counts"]["clicks"]["24h"]) == ("Film s1", True, 8.0)
+    assert answer["taken_together"][0]["item_id"] == "s3"
+    assert is_problem(client.get("/v1/items/nobody"), 404, "not-found")
+
+
+# --------------------------------------------------------------------------------- users and operations
+
+
+def test_a_user_answers_with_history_features_and_freshness(client: TestClient) -> None:
+    answer = client.get("/v1/users/ada").json()
+    assert answer["known"] is True
+    assert [(h["item_id"], h["title"], h["kind"]) for h in answer["history"]] == [("s1", "Film s1", "click")]
+    assert answer["seconds_since_newest_event"] == 60.0
+    assert [h["item_id"] for h in answer["hidden"]] == ["l2"]
+    assert answer["features"]["user_positive_1h"] == pytest.approx(0.6931, abs=1e-4)  # log(1 + 1)
+    assert answer["interests"] == [{"category": "Space", "share": 1.0}]
+    assert client.get("/v1/users/nobody").json()["known"] is False
+
+
+def test_releases_runs_and_the_quarantine_are_listed(client: TestClient, runtime: MemoryRuntime) -> None:
+    metrics = (Metric("pipeline", "all", "ndcg@10", 0.12, 500),)
+    runtime.registry.publish(ReleaseInfo("r1", "/r1", NOW, NOW, reason="first", metrics=metrics))
+    assert client.get("/v1/releases").json()["releases"][0]["metrics"][0]["value"] == 0.12
+    assert client.post("/v1/releases/r1/promote").json()["live"] == "r1"
+    assert client.get("/v1/releases").json()["releases"][0]["live"] is True
+    assert is_problem(client.post("/v1/releases/r2/promote"), 404, "not-found")
+
+    runtime.past_runs = (Run("run1", "failed", "demo", NOW, None, 3.5, None, "no events"),)
+    assert client.get("/v1/runs").json()["runs"][0]["message"] == "no events"
+
+    runtime.quarantine.add([Rejected(Coordinate("l", TOPIC_EVENTS, 0, 4), "not_json", "x", b"\xff{", NOW)])
+    answer = client.get("/v1/rejected").json()
+    assert answer["count"] == {"not_json": 1}
+    assert (answer["rejected"][0]["number"], answer["rejected"][0]["value"]) == (1, "\ufffd{")
+    assert client.get("/v1/rejected?after=1").json()["rejected"] == []
+
+
+def test_ready_follows_the_worst_part(client: TestClient, runtime: MemoryRuntime) -> None:
+    assert client.get("/health/live").json() == {"status": "live"}
+    ready = client.get("/health/ready")
+    assert (ready.status_code, ready.json()["ready"]) == (200, True)
+    runtime.health["bus"] = PartHealth("red", "locked")
+    ready = client.get("/health/ready")
+    assert (ready.status_code, ready.json()["parts"]["bus"]) == (503, {"state": "red", "detail": "locked"})
+
+
+def test_metrics_count_requests_by_route_and_show_the_lag(client: TestClient) -> None:
+    client.get("/v1/users/metric-user/recommendations")
+    client.post("/v1/events", json={"user_id": "u", "item_id": "s1"})
+    text = client.get("/metrics").text
+    assert 'freshrank_request_seconds_count{route="/v1/users/{user_id}/recommendations"}' in text
+    assert "metric-user" not in text
+    assert 'freshrank_lag_messages{group="features"} 1.0' in text
+    assert 'freshrank_lag_messages{group="catalogue"} 0.0' in text
+
+
+def test_an_unknown_route_and_a_wrong_method_are_problems(client: TestClient) -> None:
+    assert is_problem(client.get("/v2/nothing"), 404, "not-found")
+    assert is_problem(client.delete("/v1/rank"), 405, "method-not-allowed")
+
+
+def test_our_own_mistake_is_a_500_that_gives_nothing_away(runtime: MemoryRuntime) -> None:
+    runtime.items = None
+    with TestClient(create_app(runtime), raise_server_exceptions=False) as client:
+        response = client.get("/v1/trending")
+    assert is_problem(response, 500, "internal")
+    assert "NoneType" not in response.text
+
+
+def test_the_lifespan_starts_and_stops_the_runtime(runtime: MemoryRuntime) -> None:
+    with TestClient(create_app(runtime)):
+        assert runtime.history == ["started"]
+    assert runtime.history == ["started", "stopped"]
+
+
+# -------------------------------------------------------------------------------------------------- OpenAPI
+
+
+def openapi() -> str:
+    document = create_routes(MemoryRuntime(Settings())).openapi()
+    return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def test_the_openapi_document_is_the_golden_one() -> None:
+    assert openapi() == GOLDEN.read_text(), "renew it with: python tests/unit/test_api.py"
+
+
+def test_every_route_has_a_sentence_and_every_body_an_example() -> None:
+    document = json.loads(openapi())
+    for path, methods in document["paths"].items():
+        for method, route in methods.items():
+            assert route.get("description"), f"{method} {path} says nothing"
+    for name in ("SlateAnswer", "EventsAnswer", "EventBody", "ItemFields", "RankBody", "RecommendationsBody"):
+        assert document["components"]["schemas"][name]["examples"], name
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(openapi())
