@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 from sqlalchemy import (
@@ -13,6 +14,7 @@ from sqlalchemy import (
     Engine,
     Float,
     Index,
+    Insert,
     Integer,
     LargeBinary,
     MetaData,
@@ -45,7 +47,7 @@ items = Table(
         "vector_hash",
         String(32),
         nullable=False,
-        default="",
+        server_default="",
         comment="hash of the text and encoder that was embedded last",
     ),
     Column("accepted_us", BigInteger, nullable=False),
@@ -187,15 +189,26 @@ def upsert(
     """Insert rows; where the primary key exists, replace the other columns (columns in `added` are summed instead)."""
     if not rows:
         return
-    make = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
-    statement = make(table)
+    names = tuple(rows[0])
+    compiled = _upsert_statement(table, names, tuple(added), connection.dialect.name).compile(
+        dialect=connection.dialect, column_keys=names
+    )
+    if compiled.positiontup is None:
+        connection.exec_driver_sql(compiled.string, [dict(row) for row in rows])
+    else:  # tuples made here cost a third of what SQLAlchemy takes to bind thousands of dictionaries
+        order = itemgetter(*compiled.positiontup)
+        connection.exec_driver_sql(compiled.string, [order(row) for row in rows])
+
+
+def _upsert_statement(table: Table, names: tuple[str, ...], added: tuple[str, ...], dialect: str) -> Insert:
+    statement = (sqlite_insert if dialect == "sqlite" else postgresql_insert)(table)
     keys = [column.name for column in table.primary_key]
     changed = {
         name: table.c[name] + statement.excluded[name] if name in added else statement.excluded[name]
-        for name in rows[0]
+        for name in names
         if name not in keys
     }
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), rows)
+    return statement.on_conflict_do_update(index_elements=keys, set_=changed)
 
 
 def next_number(connection: Connection, name: str, count: int = 1) -> int:

@@ -127,6 +127,7 @@ class TrendsConsumer:
         self._erased = erased
         self._source: EventSource | None = None
         self._owned: dict[Partition, _Owned] = {}
+        self._by_place: dict[tuple[str, int], _Owned] = {}
         self._users = Users()
         self._buffer = _Buffer()
         self._closed = 0
@@ -143,6 +144,7 @@ class TrendsConsumer:
             self._closed = next_number(connection, "trends_closed_hour", 0)
             for partition in gained:
                 self._owned[partition] = _owned(connection, partition, stored.get(partition), log_id, self._settings)
+        self._by_place = {(p.topic, p.number): owned for p, owned in self._owned.items()}
         source.seek({p: o.next_offset for p in gained if (o := self._owned[p]).next_offset > 0})
         self._flushed_us = self._flushed_us or to_us(self._now())
 
@@ -227,7 +229,7 @@ class TrendsConsumer:
                 self._users.load(store.load_recent(connection, unknown))
 
     def _partition_of(self, message: Message) -> _Owned:
-        return self._owned[Partition(message.coordinate.topic, message.coordinate.partition)]
+        return self._by_place[message.coordinate.topic, message.coordinate.partition]
 
     # ------------------------------------------------------------------------------------------- flushing
 
@@ -242,6 +244,8 @@ class TrendsConsumer:
                 sums = self._store_state(connection)
                 progress = self._store_progress(connection, stored, now)
                 rows = self._write_live(connection, sums, progress)
+                if progress.closed // 24 > progress.closed_before // 24:
+                    store.prune(connection, progress.newest_us, progress.closed)
                 if rows.item_ids:
                     self._append_item_stats(rows.item_ids, rows.counts, rows.at_us, now)
         except OwnershipLost as error:
@@ -282,8 +286,6 @@ class TrendsConsumer:
         newest_us = max(each.state.newest_us for each in everywhere)
         before = next_number(connection, "trends_closed_hour", 0)
         next_number(connection, "trends_closed_hour", max(closed - before, 0))
-        if closed // 24 > before // 24:
-            store.prune(connection, newest_us, closed)
         return _Progress(mine, before, max(closed, before), newest_us)
 
     def _write_live(self, connection: Connection, sums: HourCounts, progress: _Progress) -> store.HourRows:

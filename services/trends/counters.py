@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,13 +141,28 @@ class Standing:
 NOTHING = Standing(0, np.zeros(COUNTS_WIDTH))
 
 
-def cumulated(base: Standing, hours: Iterable[tuple[int, Sequence[int]]]) -> Iterator[Standing]:
-    """The standing after each hour (rising, all after the base): the past decays, the hour's sums are added."""
-    standing = base
-    for hour, units in hours:
-        assert hour > standing.hour, f"hour {hour} is not after {standing.hour}"
-        standing = Standing(hour, decayed_hours(standing.counts, hour - standing.hour) + np.asarray(units) / UNIT)
-        yield standing
+def cumulated(bases: Sequence[Standing], sums: HourCounts) -> Counts:
+    """The counts [n, COUNTS_WIDTH] after each of the n hours: what stood before decays, the hour's sums are added.
+
+    The hours of an item stand together, rising; `bases` holds, for each of them, what stood before its item's first.
+    """
+    if not sums.item_ids:
+        return np.zeros((0, COUNTS_WIDTH))
+    first = np.asarray([True, *(here != there for here, there in pairwise(sums.item_ids))])
+    starts = np.flatnonzero(first)
+    rank = np.arange(len(first)) - np.repeat(starts, np.diff(np.append(starts, len(first))))
+    before = np.append(0, sums.hours[:-1])
+    before[starts] = [bases[start].hour for start in starts]
+    assert (sums.hours > before).all(), "hours of an item must rise and lie after its base"
+    kept = np.exp2(-(sums.hours - before)[:, None] / _HALF_LIVES_H)
+    counts: Counts = sums.units / UNIT
+    counts[starts] += kept[starts] * np.asarray([bases[start].counts for start in starts.tolist()])
+    by_rank = np.argsort(rank, kind="stable")
+    edges = np.searchsorted(rank[by_rank], np.arange(1, int(rank.max()) + 2))
+    for begin, end in pairwise(edges.tolist()):
+        rows = by_rank[begin:end]
+        counts[rows] += kept[rows] * counts[rows - 1]
+    return counts
 
 
 def decayed_hours(counts: Counts, hours: float) -> Counts:

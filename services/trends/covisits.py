@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from math import sqrt
 
 import msgspec
+import numpy as np
 
 from services.domain import DAY_US
 
@@ -31,7 +31,7 @@ class Recent(msgspec.Struct, array_like=True):
 
 
 class Row(msgspec.Struct, array_like=True):
-    """The items seen together with one item and their weights (held as of EPOCH_US), strongest first."""
+    """The items seen together with one item and their weights (held as of EPOCH_US), in the order they came."""
 
     item_ids: list[str]
     weights: list[float]
@@ -88,35 +88,34 @@ class Pairs:
 
     def add(self, item_id: str, occurred_us: int, others: tuple[tuple[str, int], ...]) -> None:
         """An item met by a user who had met the others before."""
+        if not others:
+            return
+        here = self.weights.setdefault(item_id, {})
         for other, other_us in others:
             gap_us = abs(occurred_us - other_us)
             grown = (max(occurred_us, other_us) - EPOCH_US) / HALF_LIFE_US
             weight = 2.0 ** (grown - gap_us / GAP_HALF_LIFE_US)
-            here, there = self.weights.setdefault(item_id, {}), self.weights.setdefault(other, {})
+            there = self.weights.setdefault(other, {})
             here[other] = here.get(other, 0.0) + weight
             there[item_id] = there.get(item_id, 0.0) + weight
 
 
 def merged(stored: Row | None, met: Mapping[str, float], keep: int) -> Row:
-    """A row with more pairs added; the strongest `keep` stay, ties by item id."""
+    """A row with more pairs added; when there are more than twice `keep`, the strongest `keep` stay."""
     weights = dict(zip(stored.item_ids, stored.weights, strict=True)) if stored else {}
     for item_id, weight in met.items():
         weights[item_id] = weights.get(item_id, 0.0) + weight
-    ranked = sorted(weights.items(), key=_strongest)[:keep]
-    return Row([item_id for item_id, _ in ranked], [weight for _, weight in ranked])
+    if len(weights) > 2 * keep:
+        weights = dict(sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))[:keep])
+    return Row(list(weights), list(weights.values()))
 
 
 def similar(total: float, row: Row, totals: Mapping[str, float], now_us: int, limit: int) -> Row:
-    """The row as shrunk cosines in [0, 1], strongest first: the pair's weight over both items' weight with anything."""
+    """The row as shrunk cosines in [0, 1], strongest first, ties in the row's order: the pair's weight over both items'
+    weight with anything."""
     shrink = SHRINK * 2.0 ** ((now_us - EPOCH_US) / HALF_LIFE_US)
-    root = sqrt(total + shrink)
-    cosines = [
-        (item_id, weight / (root * sqrt(totals.get(item_id, weight) + shrink)))
-        for item_id, weight in zip(row.item_ids, row.weights, strict=True)
-    ]
-    ranked = sorted(cosines, key=_strongest)[:limit]
-    return Row([item_id for item_id, _ in ranked], [weight for _, weight in ranked])
-
-
-def _strongest(pair: tuple[str, float]) -> tuple[float, str]:
-    return -pair[1], pair[0]
+    weights = np.asarray(row.weights)
+    others = np.asarray([totals[item_id] for item_id in row.item_ids])
+    cosines = weights / np.sqrt((total + shrink) * (others + shrink))
+    top = np.argsort(-cosines, kind="stable")[:limit].tolist()
+    return Row([row.item_ids[place] for place in top], cosines[top].tolist())

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, and_, delete, func, select
+from sqlalchemy import Connection, and_, delete, select
 
 from services.domain import Partition
 from services.signals import COUNTS_WIDTH
@@ -140,22 +141,20 @@ def settle(
     hours included, and a row for each closed hour that is new or changed.
     """
     newest: dict[str, Standing] = {}
-    closing: list[tuple[str, Standing]] = []
     bases: dict[str, Standing] = {}
+    closing: list[tuple[str, Standing]] = []
     for item_ids in _chunks(earliest):
         stored = _bases(connection, item_ids)
         usable = {i: base for i, base in stored.items() if base.hour < earliest[i]}
-        hours = _hours_after_bases(connection, item_ids, whole=[i for i in item_ids if i not in usable])
-        for item_id in item_ids:
-            base = usable.get(item_id, NOTHING)
-            touched = min(earliest[item_id], closed_before + 1)
-            newest[item_id] = base
-            for standing in cumulated(base, hours.get(item_id, ())):
-                newest[item_id] = standing
-                if standing.hour <= closed:
-                    bases[item_id] = standing
-                    if standing.hour >= touched:
-                        closing.append((item_id, standing))
+        newest |= {i: usable.get(i, NOTHING) for i in item_ids}
+        sums = _hours_after_bases(connection, list(usable), [i for i in item_ids if i not in usable])
+        counts = cumulated([newest[i] for i in sums.item_ids], sums)
+        for item_id, hour, after in zip(sums.item_ids, sums.hours.tolist(), counts, strict=True):
+            newest[item_id] = Standing(hour, after)
+            if hour <= closed:
+                bases[item_id] = newest[item_id]
+                if hour >= min(earliest[item_id], closed_before + 1):
+                    closing.append((item_id, newest[item_id]))
     upsert(
         connection,
         trend_items,
@@ -175,23 +174,17 @@ def _bases(connection: Connection, item_ids: Sequence[str]) -> dict[str, Standin
     return {r.item_id: Standing(r.hour, np.frombuffer(r.counts, dtype="<f8")) for r in rows}
 
 
-def _hours_after_bases(
-    connection: Connection, item_ids: Sequence[str], whole: Sequence[str]
-) -> dict[str, list[tuple[int, Sequence[int]]]]:
-    """The stored hours of the items after their stored standing, rising; all of them for the items in `whole`."""
-    after = select(trend_hours.c.item_id, trend_hours.c.hour, *_COLUMNS).outerjoin_from(
-        trend_hours, trend_items, trend_items.c.item_id == trend_hours.c.item_id
-    )
-    in_whole = set(whole)
-    with_base = [i for i in item_ids if i not in in_whole]
-    found: dict[str, list[tuple[int, Sequence[int]]]] = {}
-    for query in (
-        after.where(trend_hours.c.item_id.in_(with_base), trend_hours.c.hour > func.coalesce(trend_items.c.hour, -1)),
-        select(trend_hours.c.item_id, trend_hours.c.hour, *_COLUMNS).where(trend_hours.c.item_id.in_(whole)),
-    ):
-        for row in connection.execute(query.order_by(trend_hours.c.item_id, trend_hours.c.hour)):
-            found.setdefault(row[0], []).append((row[1], row[2:]))
-    return found
+def _hours_after_bases(connection: Connection, with_base: Sequence[str], whole: Sequence[str]) -> HourCounts:
+    """The stored hours of the items after their stored standing, by item, rising; all hours of the items in `whole`."""
+    every = select(trend_hours.c.item_id, trend_hours.c.hour, *_COLUMNS)
+    after = every.join_from(trend_hours, trend_items, trend_items.c.item_id == trend_hours.c.item_id)
+    rows: list[tuple[Any, ...]] = []
+    for item_ids, query in ((with_base, after.where(trend_hours.c.hour > trend_items.c.hour)), (whole, every)):
+        of_items = query.where(trend_hours.c.item_id.in_(item_ids))
+        of_items = of_items.order_by(trend_hours.c.item_id, trend_hours.c.hour)
+        rows += [tuple(row) for row in connection.execute(of_items)]
+    numbers = np.asarray([row[1:] for row in rows], dtype=np.int64).reshape(-1, 1 + COUNTS_WIDTH)
+    return HourCounts(tuple(row[0] for row in rows), numbers[:, 0], numbers[:, 1:])
 
 
 def _hour_rows(closing: Sequence[tuple[str, Standing]]) -> HourRows:
