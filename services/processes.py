@@ -6,14 +6,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from services.consume import consume
 from services.domain import TOPIC_EVENTS, TOPIC_ITEMS, TOPICS, PartHealth, Query, ReleaseInfo, Slate, StageUnavailable
 from services.items import ItemTable
 from services.memory import MemorySlateLog
-from services.ports import SlateLog
+from services.patience import Patience, PatientConsumer, PatientSource, Stopped
+from services.ports import Consumer, SlateLog
 from services.recommend import Stages, recommend
 from services.settings import Settings
 from services.wiring import Home, build_stages, load_release, now, open_home
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from services.training.registry import RunInfo
 
 Progress = Callable[[int, int, str], None]
+AWAY = (StageUnavailable, SQLAlchemyError, OSError)
+"""What a consumer waits out: a store or a log that does not answer."""
 TIDY_EVERY_S = 600.0
 STUCK_LAG = 10_000
 WATCH_EVERY_S = 0.1
@@ -44,14 +49,12 @@ def run_consumer(
 
     The first error of a consumer that is ours ends all of them and is raised; an outage is waited for.
     """
-    from services.patience import Stopped
-
     stopping = threading.Event()
     errors: list[BaseException] = []
 
-    def work(name: str) -> None:
+    def work(part: Consumer, patience: Patience) -> None:
         try:
-            _consume(home, name, stopping)
+            _consume(home, part, patience, stopping)
         except Stopped:
             return
         except BaseException as error:
@@ -59,31 +62,29 @@ def run_consumer(
             stopping.set()
 
     with open_home(settings) as home:
-        parts = [threading.Thread(target=work, args=(name,), name=name) for name in names]
-        for part in parts:
-            part.start()
+        threads: list[threading.Thread] = []
+        for name in names:  # opened one after the other, here: heavy imports do not mix
+            patience = Patience(name, AWAY, stopping)
+            part = patience.call(partial(home.consumer, name))
+            threads.append(threading.Thread(target=work, args=(part, patience), name=name))
+        for thread in threads:
+            thread.start()
         tidied = time.monotonic()
         while not stopping.wait(WATCH_EVERY_S):
             if stopped() or (until_caught_up and _caught_up(home, names, progress)):
                 stopping.set()
             if "archive" in names and time.monotonic() - tidied > TIDY_EVERY_S:
                 tidied = time.monotonic()
-                home.bus.trim(now())
-                home.quarantine.expire(now() - timedelta(hours=settings.bus_retention_hours))
-        for part in parts:
-            part.join()
+                _tidy(home)
+        for thread in threads:
+            thread.join()
         if errors:
             raise errors[0]
 
 
-def _consume(home: Home, name: str, stopping: threading.Event) -> None:
-    from services.consume import consume
-    from services.patience import Patience, PatientConsumer, PatientSource
-
+def _consume(home: Home, part: Consumer, patience: Patience, stopping: threading.Event) -> None:
     s = home.settings
-    patience = Patience(name, (StageUnavailable, SQLAlchemyError, OSError), stopping)
-    part = patience.call(lambda: home.consumer(name))
-    source = home.bus.source(name, part.topics)
+    source = home.bus.source(part.name, part.topics)
     try:
         consume(
             PatientSource(source, patience), PatientConsumer(part, patience), stopping.is_set,
@@ -91,6 +92,11 @@ def _consume(home: Home, name: str, stopping: threading.Event) -> None:
         )  # fmt: skip
     finally:
         source.close()
+
+
+def _tidy(home: Home) -> None:
+    home.bus.trim(now())
+    home.quarantine.expire(now() - timedelta(hours=home.settings.bus_retention_hours))
 
 
 def _caught_up(home: Home, names: Sequence[str], progress: Progress) -> bool:
