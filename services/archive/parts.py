@@ -194,10 +194,9 @@ def _extremes(connection: duckdb.DuckDBPyConnection, folder: Path) -> tuple[int,
     paths = [str(path) for path in parts_io.live_parts(folder)]
     if not paths:
         return None
-    found = connection.execute(
-        "SELECT min(occurred_us), max(occurred_us) FROM read_parquet($paths)", {"paths": paths}
-    ).fetchone()
-    return (int(found[0]), int(found[1])) if found and found[0] is not None else None
+    query = "SELECT min(occurred_us), max(occurred_us) FROM read_parquet($paths)"
+    first, last = connection.execute(query, {"paths": paths}).fetchall()[0]
+    return (first, last) if first is not None else None
 
 
 @contextmanager
