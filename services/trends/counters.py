@@ -152,7 +152,7 @@ def cumulated(bases: Sequence[Standing], sums: HourCounts) -> Counts:
     starts = np.flatnonzero(first)
     rank = np.arange(len(first)) - np.repeat(starts, np.diff(np.append(starts, len(first))))
     before = np.append(0, sums.hours[:-1])
-    before[starts] = [bases[start].hour for start in starts]
+    before[starts] = [bases[start].hour for start in starts.tolist()]
     assert (sums.hours > before).all(), "hours of an item must rise and lie after its base"
     kept = np.exp2(-(sums.hours - before)[:, None] / _HALF_LIVES_H)
     counts: Counts = sums.units / UNIT

@@ -1,0 +1,320 @@
+"""The trends consumer over the in-memory log and a real SQL database: what reaches the change feed and the hour rows
+does not depend on pace, crashes, owners or partitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sqlalchemy import Engine
+
+from services import wire
+from services.catalogue.live import ItemFeed, write_parts
+from services.domain import (
+    HOUR_US,
+    TOPIC_EVENTS,
+    Batch,
+    Event,
+    KindRule,
+    KindRules,
+    Outgoing,
+    Pick,
+    Reason,
+    Slate,
+    to_us,
+)
+from services.items import ItemTable
+from services.memory import MemoryBus, MemorySource
+from services.signals import decayed
+from services.tables import open_database
+from services.trends.consumer import TrendsConsumer, TrendsSettings
+
+START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
+RULES = KindRules({"click": KindRule("positive"), "purchase": KindRule("positive"), "hide": KindRule("negative")})
+
+
+@dataclass
+class World:
+    """A log, a database, a clock that the test moves, and the hour rows that were appended (the newest stand)."""
+
+    engine: Engine
+    bus: MemoryBus
+    clock: list[datetime] = field(default_factory=lambda: [START])
+    rows: dict[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)
+    appended: int = 0
+
+    def consumer(self, settings: TrendsSettings | None = None, **kept: object) -> TrendsConsumer:
+        return TrendsConsumer(
+            self.engine, RULES, self.append, write_parts, self.bus.log_id, self.now, settings or TrendsSettings()
+        )
+
+    def now(self) -> datetime:
+        return self.clock[0]
+
+    def append(
+        self, item_ids: Sequence[str], counts: NDArray[np.float32], at_us: NDArray[np.int64], created_at: datetime
+    ) -> None:
+        assert counts.shape == (len(item_ids), 9)
+        self.appended += len(item_ids)
+        for item_id, row, at in zip(item_ids, counts.tolist(), at_us.tolist(), strict=True):
+            self.rows[item_id, at] = tuple(row)
+
+    def table(self) -> ItemTable:
+        table = ItemTable()
+        ItemFeed(self.engine).load(table)
+        return table
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return new_world(tmp_path / "meta.db")
+
+
+def new_world(path: Path, partitions: int = 3) -> World:
+    made = World(open_database(path), MemoryBus(partitions, lambda: START))
+    made.bus.now = made.now
+    return made
+
+
+def click(number: int, user: str, item: str, at: datetime, kind: str = "click") -> Event:
+    return Event(f"e{number}", user, item, kind, at, at)
+
+
+def stream(count: int = 150) -> list[Event]:
+    """Clicks of twelve users on seven items, seven minutes apart (17 h), now and then a purchase or a hide."""
+    kinds = {5: "purchase", 9: "hide"}
+    return [
+        click(n, f"u{n % 12}", f"i{n * n % 7}", START + timedelta(minutes=7 * n), kinds.get(n % 20, "click"))
+        for n in range(count)
+    ]
+
+
+def run(source: MemorySource, consumer: TrendsConsumer, polls: int = 1000) -> None:
+    """Consume until a poll is empty, as `consume` does it."""
+    for _ in range(polls):
+        batch = source.poll(50, 0)
+        if batch.lost:
+            consumer.stop(batch.lost)
+        if batch.gained:
+            consumer.start(source, batch.gained)
+        source.commit(consumer.apply(batch))
+        if not batch.messages and not batch.gained:
+            return
+
+
+def import_all(world: World, events: Sequence[Event]) -> None:
+    """A fast import: everything published, then read, long after it happened."""
+    world.clock[0] = START + timedelta(days=3)
+    world.bus.publish([wire.encode_event(event) for event in events])
+    source, consumer = world.bus.source("trends", consumer_topics(world)), world.consumer()
+    run(source, consumer)
+    source.commit(consumer.stop(()))
+    source.close()
+
+
+def consumer_topics(world: World) -> tuple[str, ...]:
+    return world.consumer().topics
+
+
+def trickle(world: World, events: Sequence[Event], restart_every: int = 0) -> None:
+    """A slow stream: each event is published and read when it happens; the process may be restarted on the way."""
+    source, consumer = world.bus.source("trends", consumer_topics(world)), world.consumer()
+    for number, event in enumerate(events):
+        world.clock[0] = event.occurred_at
+        world.bus.publish([wire.encode_event(event)])
+        run(source, consumer)
+        if restart_every and number % restart_every == restart_every - 1:
+            source.close()  # without stop: what was buffered is lost, and comes again
+            source, consumer = world.bus.source("trends", consumer_topics(world)), world.consumer()
+    world.clock[0] = START + timedelta(days=3)
+    run(source, consumer)
+    world.clock[0] += timedelta(minutes=2)
+    run(source, consumer)
+    source.commit(consumer.stop(()))
+    source.close()
+
+
+def assert_same(one: World, other: World) -> None:
+    assert one.rows.keys() == other.rows.keys()
+    for key, counts in one.rows.items():
+        np.testing.assert_allclose(counts, other.rows[key], rtol=1e-6, err_msg=str(key))
+    first, second = one.table(), other.table()
+    ids = sorted(first.item_ids())
+    assert ids == sorted(second.item_ids())
+    now_us = to_us(START + timedelta(days=3))
+    blocks = [table.block(ids) for table in (first, second)]
+    now_counts = [decayed(block.counts, block.counts_at_us, now_us) for block in blocks]
+    np.testing.assert_allclose(now_counts[0], now_counts[1], rtol=1e-5)
+    for item_id in ids:
+        pairs = dict(first.covisits(item_id)), dict(second.covisits(item_id))
+        assert pairs[0].keys() == pairs[1].keys()
+
+
+def test_hour_rows_hold_the_decayed_counts_of_all_partitions(world: World) -> None:
+    half = timedelta(minutes=30)
+    events = [
+        click(1, "u1", "a", START + half),
+        click(2, "u2", "a", START + half, "purchase"),
+        click(3, "u3", "a", START + 3 * half),
+        click(4, "u3", "a", START + 3 * half + timedelta(minutes=5)),
+        click(5, "u4", "a", START + half, "hide"),
+    ]
+    import_all(world, events)
+    ends = [to_us(START) + HOUR_US, to_us(START) + 2 * HOUR_US]
+    assert sorted(world.rows) == [("a", end) for end in ends]
+    first, second = (world.rows["a", end] for end in ends)
+    # two positive events half an hour before the end; then half of that and one more (u3's second click is no news)
+    assert first[3] == pytest.approx(2 * 2**-0.5)
+    assert second[3] == pytest.approx(2 * 2**-1.5 + 2**-0.5)
+    assert first[6] == pytest.approx(2**-0.5)
+    assert first[:3] == (0, 0, 0)
+
+
+def test_a_fast_import_leaves_what_a_slow_stream_leaves(world: World, tmp_path: Path) -> None:
+    slow = new_world(tmp_path / "slow.db")
+    import_all(world, stream())
+    trickle(slow, stream())
+    assert len(world.rows) > 60
+    assert_same(world, slow)
+
+
+def test_partitions_and_restarts_change_nothing(world: World, tmp_path: Path) -> None:
+    other = new_world(tmp_path / "other.db", partitions=1)
+    import_all(world, stream(60))
+    trickle(other, stream(60), restart_every=7)
+    assert_same(world, other)
+
+
+def test_late_events_correct_the_rows_of_hours_closed_before(world: World, tmp_path: Path) -> None:
+    straight = new_world(tmp_path / "straight.db")
+    events = stream(120)
+    import_all(straight, events)
+    source, consumer = world.bus.source("trends", consumer_topics(world)), world.consumer()
+    world.clock[0] = START + timedelta(days=3)
+    for part in (events[60:], events[:60]):
+        world.bus.publish([wire.encode_event(event) for event in part])
+        run(source, consumer)
+        source.commit(consumer.stop(()))
+    assert world.rows.keys() == straight.rows.keys()
+    for key, counts in straight.rows.items():
+        np.testing.assert_allclose(world.rows[key], counts, rtol=1e-6)
+
+
+def test_nothing_is_committed_before_it_is_stored_and_an_idle_second_stores_it(world: World) -> None:
+    world.bus.publish([wire.encode_event(click(1, "u", "a", START))])
+    source, consumer = world.bus.source("trends", consumer_topics(world)), world.consumer()
+    run(source, consumer)
+    assert sum(source.lag().values()) == 1
+    assert len(world.table()) == 0
+    world.clock[0] += timedelta(seconds=1)
+    source.commit(consumer.apply(Batch(())))
+    assert sum(source.lag().values()) == 0
+    assert world.table().trending(to_us(world.now()), 3)[0][0] == "a"
+
+
+def crash_in_parts(*_: object) -> int:
+    raise RuntimeError("crash between the state and the parts")
+
+
+def crash_in_rows(*_: object) -> None:
+    raise RuntimeError("crash between the parts and the commit")
+
+
+@pytest.mark.parametrize("broken", ["write_parts", "append", "bus commit"])
+def test_a_crash_at_any_step_of_a_flush_changes_nothing(world: World, tmp_path: Path, broken: str) -> None:
+    whole = new_world(tmp_path / "whole.db")
+    import_all(whole, stream(60))
+    world.clock[0] = START + timedelta(days=3)
+    world.bus.publish([wire.encode_event(event) for event in stream(60)])
+    append = crash_in_rows if broken == "append" else world.append
+    parts = crash_in_parts if broken == "write_parts" else write_parts
+    crashing = TrendsConsumer(world.engine, RULES, append, parts, world.bus.log_id, world.now)
+    source = world.bus.source("trends", crashing.topics)
+    run(source, crashing)
+    if broken == "bus commit":
+        crashing.stop(())  # flushed; the process dies before the bus hears of it
+    else:
+        with pytest.raises(RuntimeError, match="crash between"):
+            crashing.stop(())
+    source.close()
+    source, consumer = world.bus.source("trends", crashing.topics), world.consumer()
+    run(source, consumer)
+    source.commit(consumer.stop(()))
+    assert_same(world, whole)
+
+
+def test_a_paused_owner_cannot_count_again_what_its_successor_counted(world: World) -> None:
+    topics = consumer_topics(world)
+    world.bus.publish([wire.encode_event(click(n, f"u{n}", "a", START)) for n in range(9)])
+    paused_source, paused = world.bus.source("trends", topics), world.consumer()
+    run(paused_source, paused)  # has taken all in, and stored nothing yet
+    paused_source.close()
+    source, successor = world.bus.source("trends", topics), world.consumer()
+    run(source, successor)
+    source.commit(successor.stop(()))
+    assert paused.stop(()) == {}, "the paused owner has nothing to commit"
+    block = world.table().block(["a"])
+    assert block.counts[0, 5] == pytest.approx(9.0, rel=1e-3)
+
+
+def test_a_recreated_log_is_read_from_its_start_and_adds_to_what_is_known(world: World) -> None:
+    import_all(world, [click(1, "u", "a", START)])
+    renewed = World(world.engine, MemoryBus(3, world.now), world.clock)
+    import_all(renewed, [click(2, "v", "a", START + timedelta(minutes=1))])
+    assert renewed.table().block(["a"]).counts[0, 5] == pytest.approx(2.0, rel=1e-3)
+
+
+def slate(number: int, user: str | None, *item_ids: str) -> Slate:
+    picks = tuple(Pick(i, rank, 1.0, "faiss", Reason("for_you", (), "")) for rank, i in enumerate(item_ids))
+    return Slate(f"r{number}", user, None, 0, 0, picks, (), (), START)
+
+
+@pytest.mark.parametrize(("counted_from", "expected"), [("slates", 2.0), ("clients", 1.0), ("none", 0.0)])
+def test_impressions_come_from_slates_or_from_clients_never_both(
+    world: World, counted_from: str, expected: float
+) -> None:
+    settings = TrendsSettings(impressions_from=counted_from)
+    served = [slate(1, "u", "a", "b"), slate(2, "u", "a"), slate(3, None, "a")]
+    world.bus.publish([wire.encode_slate(each) for each in served])
+    world.bus.publish([wire.encode_event(click(1, "u", "a", START, "impression"))])
+    world.bus.publish([wire.encode_event(click(2, "u", "a", START))])
+    consumer = world.consumer(settings)
+    source = world.bus.source("trends", consumer.topics)
+    run(source, consumer)
+    source.commit(consumer.stop(()))
+    counts = world.table().block(["a"]).counts[0]
+    # slates: user u saw item a in two slates within 30 min, which is one impression, and a stranger saw it once
+    assert counts[2] == pytest.approx(expected)
+    assert counts[5] == pytest.approx(1.0)
+
+
+def test_bad_messages_are_passed_over(world: World) -> None:
+    world.bus.publish([Outgoing(TOPIC_EVENTS, "u", b"{"), wire.encode_event(click(1, "u", "a", START))])
+    source, consumer = world.bus.source("trends", consumer_topics(world)), world.consumer()
+    run(source, consumer)
+    source.commit(consumer.stop(()))
+    assert sum(source.lag().values()) == 0
+    assert world.table().item_ids() == ("a",)
+
+
+def test_erased_users_are_dropped(world: World) -> None:
+    erased: Callable[[], dict[str, int]] = lambda: {"u": to_us(START) + 1}  # noqa: E731
+    world.bus.publish([wire.encode_event(click(1, "u", "a", START)), wire.encode_event(click(2, "v", "b", START))])
+    consumer = TrendsConsumer(
+        world.engine, RULES, world.append, write_parts, world.bus.log_id, world.now, erased=erased
+    )
+    source = world.bus.source("trends", consumer.topics)
+    run(source, consumer)
+    consumer.stop(())
+    assert world.table().item_ids() == ("b",)
+
+
+def test_items_seen_by_the_same_user_become_covisits(world: World) -> None:
+    moments = [START + timedelta(minutes=place) for place in range(3)]
+    import_all(world, [click(n, "u", item, at) for n, (item, at) in enumerate(zip("abc", moments, strict=True))])
+    assert [item_id for item_id, _ in world.table().covisits("b")] == ["c", "a"], "the later pair is a minute stronger"
