@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -50,13 +51,13 @@ def root(
     context.obj = Edge(home)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: one clear sentence and a code for a mistake, never a stack of frames.
 
     Codes: 1 something outside did not work, 2 a mistake in the call or the settings.
     """
     try:
-        app()
+        app(args=arguments)
     except (SettingsInvalid, BadRequest) as error:
         _end(str(error), 2)
     except FreshrankError as error:

@@ -1,0 +1,208 @@
+"""The command line: every command has help with an example, starts without anything heavy, and ends a mistake with
+one sentence and a code. Called in-process; as a process where what is imported is the point."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from services.cli import app, main
+from services.commands.look import markdown_page
+from services.settings import Settings
+from services.supervisor import RunLock
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = (
+    "demo", "import", "run", "consume", "serve", "retrain", "evaluate", "recommend", "user", "rejected", "status",
+    "settings", "reset", "backup", "feast",
+)  # fmt: skip
+HEAVY = ("feast", "torch", "faiss", "transformers", "pandas", "duckdb", "sqlalchemy", "fastapi", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Freshrank = Callable[..., Told]
+
+
+@pytest.fixture
+def freshrank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Freshrank:
+    """The entry point, called in this process in a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FRESHRANK_CONFIG", raising=False)
+
+    def call(home: Path, *arguments: str) -> Told:
+        monkeypatch.setenv("FRESHRANK_HOME", str(home))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        printed = capsys.readouterr()
+        return Told(int(ended.value.code or 0), printed.out, printed.err)
+
+    return call
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "instance"
+
+
+@pytest.fixture
+def filled(home: Path, tmp_path: Path, freshrank: Freshrank) -> Path:
+    """A home with three events and one item in its log, and one line that cannot be read."""
+    clicks = tmp_path / "clicks.csv"
+    clicks.write_text("customer,item,when\nu1,i1,2026-01-01\nu1,i2,2026-01-02\nu2,i1,2026-01-03\nu3,,2026-01-03\n")
+    items = tmp_path / "items.jsonl"
+    items.write_text('{"item_id": "i1", "title": "First"}\n')
+    told = freshrank(
+        home, "import", str(clicks), "--items", str(items), "--map", "user_id=customer", "--map", "occurred_at=when",
+        "--no-wait", "--json",
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    fields = json.loads(told.stdout)
+    assert (fields["events"], fields["items"], sum(fields["rejected"].values())) == (3, 1, 1)
+    assert Path(fields["rejects_path"]).read_text().count("\n") == 1
+    return home
+
+
+def test_there_is_a_command_for_every_task_and_no_other() -> None:
+    assert tuple(get_command(app).commands) == COMMANDS  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    told = CliRunner().invoke(app, [command, "--help"])
+    assert told.exit_code == 0
+    assert f"Example: freshrank {command}" in told.output
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("run", "serve", "feast")])
+def test_every_command_that_answers_answers_in_json_too(command: str) -> None:
+    assert "--json" in CliRunner().invoke(app, [command, "--help"]).output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom services.cli import app\n"
+        "CliRunner().invoke(app, ['demo', '--help'])\n"
+        f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert told.stdout.strip() == ""
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    told = CliRunner().invoke(app, ["--version"])
+    assert told.exit_code == 0
+    assert told.output.startswith("freshrank 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("status",), "there is no instance at"),
+        (("consume", "cooks"), "there is no consumer 'cooks'; there are features, trends, archive, catalogue"),
+        (("evaluate", "--protocol", "magic"), "there is no protocol 'magic'"),
+        (("retrain", "--effort", "heroic"), "effort='heroic' is refused"),
+        (("import",), "name at least one file"),
+        (("import", "nowhere.csv"), "there is no file nowhere.csv"),
+        (("import", "--recipe", "magic"), "there is no recipe 'magic'"),
+        (("backup", "copy"), "there is no instance at"),
+    ],
+    ids=lambda each: "-".join(each) if isinstance(each, tuple) else "",
+)
+def test_a_mistake_ends_with_one_sentence_and_code_2(
+    home: Path, arguments: Sequence[str], sentence: str, freshrank: Freshrank
+) -> None:
+    told = freshrank(home, *arguments)
+    assert told.returncode == 2
+    assert told.stderr.startswith(f"freshrank: {sentence}")
+    assert told.stderr.count("\n") == 1
+    assert told.stdout == ""
+
+
+def test_a_bad_setting_is_named_with_its_value(home: Path, tmp_path: Path, freshrank: Freshrank) -> None:
+    (tmp_path / "freshrank.toml").write_text("api_port = 'x'\n")
+    told = freshrank(home, "status")
+    assert told.returncode == 2
+    assert told.stderr.startswith("freshrank: api_port='x' is refused")
+
+
+def test_status_counts_what_is_not_taken_in_yet(filled: Path, freshrank: Freshrank) -> None:
+    fields = json.loads(freshrank(filled, "status", "--json").stdout)
+    assert fields["lag"] == {"features": 3, "trends": 3, "archive": 4, "catalogue": 1}
+    assert (fields["running"], fields["api"], fields["release"]) == (None, None, None)
+
+
+def test_a_damaged_log_ends_with_one_sentence_and_code_1(filled: Path, freshrank: Freshrank) -> None:
+    for each in filled.glob("bus.db*"):
+        each.unlink()
+    (filled / "bus.db").write_bytes(b"this is no database" * 100)
+    told = freshrank(filled, "status")
+    assert told.returncode == 1
+    assert told.stderr.startswith("freshrank: ")
+    assert told.stderr.count("\n") == 1
+
+
+def test_settings_name_the_source_of_each_value(home: Path, tmp_path: Path, freshrank: Freshrank) -> None:
+    (tmp_path / "freshrank.toml").write_text("seed = 7\n")
+    fields = json.loads(freshrank(home, "settings", "--json").stdout)
+    assert (fields["seed"]["value"], fields["seed"]["from"]) == (7, "freshrank.toml")
+    assert (fields["home"]["value"], fields["home"]["from"]) == (str(home), "environment")
+    assert fields["effort"]["from"] == "default"
+
+
+def test_the_page_of_the_settings_is_as_the_code_has_them() -> None:
+    assert (ROOT / "docs" / "settings.md").read_text() == markdown_page(Settings)
+
+
+def test_reset_deletes_a_home_and_only_a_home(filled: Path, tmp_path: Path, freshrank: Freshrank) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    told = freshrank(precious, "reset", "--yes")
+    assert told.returncode == 2
+    assert "does not look like an instance" in told.stderr
+    assert (precious / "thesis.txt").exists()
+    assert freshrank(filled, "reset", "--yes").returncode == 0
+    assert [each.name for each in filled.iterdir()] == ["run.lock"]
+
+
+def test_reset_and_run_are_refused_while_somebody_runs_on_the_home(filled: Path, freshrank: Freshrank) -> None:
+    with RunLock(filled):
+        for command in (("reset", "--yes"), ("run",)):
+            told = freshrank(filled, *command)
+            assert told.returncode == 2
+            assert f"in use by process {os.getpid()}" in told.stderr
+    assert (filled / "bus.db").exists()
+
+
+def test_a_backup_is_a_home_of_its_own_with_everything_in_it(
+    filled: Path, tmp_path: Path, freshrank: Freshrank
+) -> None:
+    target = tmp_path / "copy"
+    told = freshrank(filled, "backup", str(target), "--json")
+    assert told.returncode == 0, told.stderr
+    assert json.loads(freshrank(target, "status", "--json").stdout)["lag"]["archive"] == 4
+    assert freshrank(filled, "backup", str(target)).returncode == 2
+
+
+def test_a_backup_leaves_the_log_usable(filled: Path, tmp_path: Path, freshrank: Freshrank) -> None:
+    assert freshrank(filled, "backup", str(tmp_path / "copy")).returncode == 0
+    connection = sqlite3.connect(filled / "bus.db", timeout=0, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    connection.close()
