@@ -57,6 +57,7 @@ class ArchiveConsumer:
         self._monotonic = monotonic
         self._held: list[Message] = []
         self._held_since = 0.0
+        self._refused = False
 
     def start(self, source: EventSource, gained: tuple[Partition, ...]) -> None:
         """Consumer: nothing to load; what was committed is archived."""
@@ -65,7 +66,7 @@ class ArchiveConsumer:
         """Consumer."""
         if not self._held:
             self._held_since = self._monotonic()
-        self._held += batch.messages
+        self._held += self._unheld(batch.messages)
         waited = self._monotonic() - self._held_since >= self._wait_s
         if self._held and (not batch.messages or len(self._held) >= self._rows_max or waited):
             return self._flush()
@@ -78,14 +79,22 @@ class ArchiveConsumer:
     def _flush(self) -> Mapping[Partition, int]:
         """1. quarantine, 2. archive, 3. say what is done. The held messages stay until both have taken them."""
         events, slates, items, rejected = decoded(self._held)
+        self._refused = True
         self._quarantine.add(rejected)
         self._archive.append(events, slates, items)
         for each in rejected:
             EVENTS_REJECTED.labels("stream", each.reason).inc()
         done = Batch(tuple(self._held)).next_offsets()
         log.info("archived", events=len(events), slates=len(slates), items=len(items), rejected=len(rejected))
-        self._held = []
+        self._held, self._refused = [], False
         return done
+
+    def _unheld(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """After a refused write the same messages may come again: those that are still held are not held twice."""
+        if not self._refused:
+            return messages
+        known = {message.coordinate for message in self._held}
+        return [message for message in messages if message.coordinate not in known]
 
 
 Decoded = tuple[
