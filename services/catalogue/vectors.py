@@ -35,8 +35,13 @@ _log = structlog.get_logger()
 class TextEncoder(Protocol):
     """Turns texts into vectors; `name` changes whenever equal texts would get other vectors."""
 
-    name: str
-    width: int
+    @property
+    def name(self) -> str:
+        """What it is, in a word; stored beside each vector."""
+
+    @property
+    def width(self) -> int:
+        """Length of a vector."""
 
     def embed(self, texts: list[str]) -> NDArray[np.float32]:
         """float32 [n, width], rows of length 1."""
