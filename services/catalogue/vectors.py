@@ -63,11 +63,13 @@ class TextVectors:
         encoder: TextEncoder,
         write_parts: Callable[[Connection, Sequence[tuple[str, Payload]]], int],
         batch_max: int = 64,
+        retry_s: float = RETRY_S,
     ) -> None:
         self._engine = engine
         self._encoder = encoder
         self._write_parts = write_parts
         self._batch_max = batch_max
+        self._retry_s = retry_s
         self._tag = hashlib.blake2b(encoder.name.encode(), digest_size=4).hexdigest()
         self._cache: OrderedDict[str, bytes] = OrderedDict()
         self._woken = threading.Event()
@@ -125,7 +127,7 @@ class TextVectors:
                     self._woken.wait(IDLE_S)
             except Exception:  # the thread outlives a failing encoder or a locked database: cards wait, it tries again
                 _log.exception("text_vectors_failed", encoder=self._encoder.name)
-                self._closing.wait(RETRY_S)
+                self._closing.wait(self._retry_s)
 
     def _undisturbed(self, _size: int) -> bool:
         return not self._closing.is_set() and not self._woken.is_set()
