@@ -64,6 +64,7 @@ _TYPES: dict[PartName, type[Payload]] = {
     "covisits": CovisitsPart,
     "vector": VectorPart,
 }
+_PARTS: tuple[type[Payload], ...] = tuple(_TYPES.values())
 
 
 def encode_part(payload: Payload) -> bytes:
@@ -123,6 +124,10 @@ class ItemTable:
             for change in changes:
                 slot = self._slot_made(change.item_id)
                 payload = change.payload
+                column = _PARTS.index(type(payload))
+                if change.seq < self._seqs[slot, column]:
+                    continue
+                self._seqs[slot, column] = change.seq
                 match payload:
                     case CardPart():
                         self._apply_card(slot, payload)
@@ -299,6 +304,7 @@ class ItemTable:
 
     def _allocate(self, size: int) -> None:
         self._hashes = np.zeros(size, dtype=np.int64)
+        self._seqs = np.zeros((size, len(_PARTS)), dtype=np.int64)
         self._counts = np.zeros((size, COUNTS_WIDTH), dtype=np.float32)
         self._counts_at_us = np.zeros(size, dtype=np.int64)
         self._published_us = np.zeros(size, dtype=np.int64)
@@ -316,6 +322,6 @@ class ItemTable:
 
     def _arrays(self) -> tuple[NDArray[Any], ...]:
         return (
-            self._hashes, self._counts, self._counts_at_us, self._published_us,
+            self._hashes, self._seqs, self._counts, self._counts_at_us, self._published_us,
             self._expires_us, self._born_us, self._shown, self._categories,
         )  # fmt: skip

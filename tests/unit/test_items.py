@@ -1,0 +1,192 @@
+"""The item table: what a process knows of items, by hand-made changes; unknown items, growth, rankings and masks."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from services.domain import DAY_US, HOUR_US, Interaction, ItemCard, UserState, hash64, to_us
+from services.items import (
+    CardPart,
+    CovisitsPart,
+    ItemChanged,
+    ItemTable,
+    Payload,
+    StatsPart,
+    VectorPart,
+    card_part,
+    decode_part,
+    encode_part,
+)
+
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+NOW_US = to_us(NOW)
+
+
+def card(
+    title: str = "",
+    *categories: str,
+    available: bool = True,
+    published_us: int = 0,
+    expires_us: int = 0,
+    created_us: int = 1,
+) -> CardPart:
+    return CardPart(title, list(categories), available, False, published_us, expires_us, created_us)
+
+
+def stats(day: float, week: float, at_us: int = NOW_US) -> StatsPart:
+    return StatsPart([0.0, 0.0, 0.0, 0.0, day, week, 0.0, 0.0, 0.0], at_us)
+
+
+def table(*parts: tuple[str, Payload]) -> ItemTable:
+    made = ItemTable()
+    made.apply(ItemChanged(item_id, payload, seq) for seq, (item_id, payload) in enumerate(parts, start=1))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("part", "payload"),
+    [
+        ("card", card("T", "x", published_us=5)),
+        ("stats", stats(1.0, 2.0)),
+        ("covisits", CovisitsPart(["a"], [0.5])),
+        ("vector", VectorPart("letters", b"\x00\x3c")),
+    ],
+)
+def test_every_part_comes_back_from_its_bytes(part: str, payload: Payload) -> None:
+    assert decode_part(part, encode_part(payload)) == payload  # type: ignore[arg-type]
+
+
+def test_the_bytes_of_a_part_are_read_for_ever() -> None:
+    """Golden: a positional msgpack list, as it stands in databases out there."""
+    assert encode_part(CovisitsPart(["a"], [0.5])).hex() == "9291a16191cb3fe0000000000000"
+
+
+def test_a_card_gives_its_part() -> None:
+    given = ItemCard("a", "T", categories=("x",), published_at=NOW, available=False)
+    assert card_part(given, NOW + timedelta(seconds=1)) == CardPart("T", ["x"], False, False, NOW_US, 0, NOW_US + 10**6)
+
+
+def test_an_unknown_item_is_empty_knowledge_and_may_be_shown() -> None:
+    empty = ItemTable()
+    assert "a" not in empty
+    assert "" not in empty
+    assert (empty.title("a"), empty.category_names("a"), empty.vector("a"), empty.covisits("a")) == ("a", (), None, ())
+    assert empty.servable(["a"], NOW_US).tolist() == [True]
+    block = empty.block(["a", "b"])
+    assert block.item_hash.tolist() == [hash64("a"), hash64("b")]
+    assert not block.counts.any()
+    assert empty.trending(NOW_US, 3) == ()
+    assert empty.newest(NOW_US, 3) == ()
+
+
+def test_an_item_known_only_from_events_is_there_without_a_card() -> None:
+    known = table(("a", stats(1, 1)))
+    assert "a" in known
+    assert known.servable(["a"], NOW_US).tolist() == [True]
+    assert known.trending(NOW_US, 3) == (("a", 2.0),)
+
+
+def test_a_part_applied_again_or_late_changes_nothing() -> None:
+    known = table(("a", card("old")), ("a", card("new")))
+    known.apply([ItemChanged("a", card("old"), 1), ItemChanged("a", card("new"), 2)])
+    assert known.title("a") == "new"
+    assert known.as_of == 2
+
+
+def test_unavailable_deleted_expired_and_unpublished_items_are_not_servable() -> None:
+    deleted = CardPart("", [], True, True, 0, 0, 1)
+    known = table(
+        ("shown", card()),
+        ("unavailable", card(available=False)),
+        ("deleted", deleted),
+        ("expired", card(expires_us=NOW_US)),
+        ("expires", card(expires_us=NOW_US + 1)),
+        ("unpublished", card(published_us=NOW_US + 1)),
+        ("published", card(published_us=NOW_US)),
+    )
+    shown = known.servable(known.item_ids(), NOW_US)
+    servable = {item_id for item_id, may in zip(known.item_ids(), shown, strict=True) if may}
+    assert servable == {"shown", "expires", "published"}
+
+
+def test_trending_takes_the_day_and_the_week_in_turn() -> None:
+    known = table(("week", stats(1, 9)), ("day", stats(5, 5)), ("both", stats(4, 8)), ("none", card()))
+    assert [item_id for item_id, _ in known.trending(NOW_US, 3)] == ["day", "week", "both"]
+    assert dict(known.trending(NOW_US, 3))["day"] == pytest.approx(10.0)
+
+
+def test_trending_decays_to_the_moment_asked() -> None:
+    known = table(("old", stats(8, 0, NOW_US - 3 * DAY_US)), ("new", stats(2, 0, NOW_US)))
+    assert known.trending(NOW_US, 1) == (("new", 2.0),)  # 8 halved three times is 1
+    assert known.trending(NOW_US + 100 * 365 * DAY_US, 2) == ()
+    assert known.trending(NOW_US, 1) == (("new", 2.0),), "a question about another time must not be remembered"
+
+
+def test_trending_leaves_out_what_may_not_be_shown() -> None:
+    known = table(("a", stats(9, 9)), ("a", card(available=False)), ("b", stats(1, 1)))
+    assert [item_id for item_id, _ in known.trending(NOW_US, 3)] == ["b"]
+
+
+def test_newest_goes_by_publication_else_by_the_first_card() -> None:
+    known = table(
+        ("first", card(created_us=NOW_US - 3 * HOUR_US)),
+        ("second", card(published_us=NOW_US - HOUR_US, created_us=NOW_US - 9 * HOUR_US)),
+        ("third", card(created_us=NOW_US - 2 * HOUR_US)),
+        ("future", card(published_us=NOW_US + HOUR_US)),
+        ("events only", stats(1, 1)),
+    )
+    assert [item_id for item_id, _ in known.newest(NOW_US, 9)] == ["second", "third", "first"]
+    assert known.newest(NOW_US, 1) == (("second", float(NOW_US - HOUR_US)),)
+
+
+def test_an_item_published_later_appears_when_its_time_has_come() -> None:
+    known = table(("a", card(published_us=NOW_US + HOUR_US)))
+    assert known.newest(NOW_US, 3) == ()
+    assert [item_id for item_id, _ in known.newest(NOW_US + HOUR_US, 3)] == ["a"]
+
+
+def test_categories_are_numbered_alike_for_history_and_candidates() -> None:
+    known = table(("a", card("", "x", "y")), ("b", card("", "y")), ("c", card()))
+    assert known.category_names("a") == ("x", "y")
+    assert known.has_categories(["a", "b", "c", "unknown"], frozenset({"y", "nowhere"})).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert known.has_categories(["a"], frozenset()).tolist() == [False]
+    user = UserState(
+        "u", (Interaction(NOW_US, 1, "b", "click", None, 1.0), Interaction(5, 2, "unknown", "hide", None, -1.0))
+    )
+    history = known.history(user)
+    block = known.block(["b", "unknown"])
+    assert (history.categories == block.categories).all()
+    assert (history.item_hash == block.item_hash).all()
+    assert history.weight.tolist() == [1.0, -1.0]
+
+
+def test_a_block_is_a_copy() -> None:
+    known = table(("a", stats(1, 1)))
+    known.block(["a"]).counts[:] = 7
+    assert known.block(["a"]).counts[0, 5] == 1.0
+
+
+def test_new_vectors_are_handed_out_once() -> None:
+    vector = VectorPart("letters", np.array([1.0, 0.5], dtype="<f2").tobytes())
+    known = table(("a", vector), ("b", card("B")), ("a", vector))
+    ((item_id, first),) = known.take_new_vectors()
+    assert item_id == "a"
+    assert first.tolist() == [1.0, 0.5]
+    assert known.take_new_vectors() == ()
+    assert known.vector("a") is not None
+
+
+def test_the_table_grows_beyond_its_first_size_and_forgets_nothing() -> None:
+    known = table(*((f"i{n}", stats(n, n)) for n in range(3000)))
+    assert len(known) == 3000
+    assert known.block(["i7", "i2999"]).counts[:, 4].tolist() == [7.0, 2999.0]
+    assert known.servable(["i2999"], NOW_US).tolist() == [True]
+    assert known.trending(NOW_US, 1)[0][0] == "i2999"
