@@ -1,0 +1,165 @@
+"""What was known at the cut: the item table and the user rows that a judged pipeline may see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.domain import (
+    DAY_US,
+    HIDDEN_MAX,
+    HIDING_KINDS,
+    HOUR_US,
+    SEEN_MAX,
+    BadRequest,
+    Interaction,
+    UserState,
+    hash64,
+)
+from services.items import CovisitsPart, ItemChanged, ItemTable, StatsPart
+from services.ports import FeatureHistory
+from services.training.columns import EventColumns
+
+COVISIT_LAGS = 5
+COVISIT_HALF_LIFE_US = 14 * DAY_US
+COVISITS_PER_ITEM = 50
+
+
+class ItemsAtCut:
+    """The live item table, turned back: counts from the feature history, co-visits from the events before the cut.
+
+    Cards and text vectors are today's: a title does not change with time. An item published after the cut is not
+    servable at the cut by its own date.
+    """
+
+    def __init__(self, live_items: Callable[[], ItemTable], history: FeatureHistory) -> None:
+        self._live_items = live_items
+        self._history = history
+
+    def __call__(self, before: EventColumns, cut_us: int) -> ItemTable:
+        """A table of its own, which the caller may keep."""
+        table = self._live_items()
+        item_ids = tuple(dict.fromkeys((*table.item_ids(), *before.item_ids)))
+        counts, stamps = self._history.items_at(item_ids, np.full(len(item_ids), cut_us, dtype=np.int64))
+        together = covisits(before, cut_us)
+        seq = table.as_of
+        nothing = CovisitsPart([], [])
+        table.apply(
+            change
+            for place, item_id in enumerate(item_ids)
+            for change in (
+                ItemChanged(item_id, StatsPart(counts[place].tolist(), int(stamps[place])), seq),
+                ItemChanged(item_id, together.get(item_id, nothing), seq),
+            )
+        )
+        return table
+
+
+def covisits(before: EventColumns, cut_us: int) -> dict[str, CovisitsPart]:
+    """Items that stood within COVISIT_LAGS positive events of each other in a user's history, strongest first."""
+    rows, columns, weights = covisit_pairs(before, cut_us)
+    together: dict[str, CovisitsPart] = {}
+    changes = np.concatenate([[True], rows[1:] != rows[:-1], [True]]) if len(rows) else np.zeros(0, dtype=np.bool_)
+    for start, stop in pairwise(np.flatnonzero(changes).tolist()):
+        names = [before.item_ids[code] for code in columns[start:stop].tolist()]
+        together[before.item_ids[int(rows[start])]] = CovisitsPart(names, weights[start:stop].tolist())
+    return together
+
+
+def covisit_pairs(
+    before: EventColumns, cut_us: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Item codes, co-visited item codes and their decayed weights, by item and then strongest first."""
+    liked = before.keep(before.positive)
+    order = np.lexsort((liked.occurred_us, liked.user_codes))
+    users, items, times = liked.user_codes[order], liked.item_codes[order].astype(np.int64), liked.occurred_us[order]
+    size = len(before.item_ids)
+    keys, strengths = [], []
+    for lag in range(1, COVISIT_LAGS + 1):
+        one, other = items[:-lag], items[lag:]
+        real = (users[:-lag] == users[lag:]) & (one != other)
+        strength = np.exp2(-(cut_us - times[lag:][real]) / COVISIT_HALF_LIFE_US)
+        keys += [one[real] * size + other[real], other[real] * size + one[real]]
+        strengths += [strength, strength]
+    pairs, place = np.unique(np.concatenate(keys), return_inverse=True)
+    weights = np.bincount(place, weights=np.concatenate(strengths), minlength=len(pairs)).astype(np.float64)
+    rows, columns = pairs // max(size, 1), pairs % max(size, 1)
+    order = np.lexsort((columns, -weights, rows))
+    rows, columns, weights = rows[order], columns[order], weights[order]
+    starts = np.searchsorted(rows, rows, side="left")
+    kept = np.arange(len(rows)) - starts < COVISITS_PER_ITEM
+    return rows[kept], columns[kept], weights[kept]
+
+
+class FrozenRows:
+    """A FeatureStore of user rows as they stood at one time; it refuses to be written to."""
+
+    def __init__(self, rows: dict[str, UserState]) -> None:
+        self._rows = rows
+
+    def read(self, user_id: str) -> UserState:
+        """FeatureStore."""
+        return self._rows.get(user_id) or UserState(user_id)
+
+    def read_many(self, user_ids: Sequence[str]) -> tuple[UserState, ...]:
+        """FeatureStore."""
+        return tuple(self.read(user_id) for user_id in user_ids)
+
+    def write(self, states: Sequence[UserState]) -> tuple[str, ...]:
+        """FeatureStore: refused, all of it."""
+        raise BadRequest(f"rows frozen for judging were written to: {len(states)}")
+
+    def append_history(self, states: Sequence[UserState], created_at: object) -> None:
+        """FeatureStore: refused, all of it."""
+        raise BadRequest(f"rows frozen for judging were written to at {created_at}: {len(states)}")
+
+
+def rows_at(history: FeatureHistory, before: EventColumns, user_codes: NDArray[np.int64], cut_us: int) -> FrozenRows:
+    """The rows of some users just before the cut: their events by the point-in-time join, what they have seen and
+    hidden by the events before the cut."""
+    user_ids = [before.user_ids[code] for code in user_codes.tolist()]
+    rows = history.users_at(user_ids, np.full(len(user_ids), cut_us - 1, dtype=np.int64))
+    seen, hidden = _seen_and_hidden(before, user_codes)
+    states: dict[str, UserState] = {}
+    for place, user_id in enumerate(user_ids):
+        events = tuple(
+            Interaction(
+                int(rows.occurred_us[n]), n, rows.item_ids[rows.item_codes[n]], rows.kinds[rows.kind_codes[n]],
+                None, float(rows.weight[n]),
+            )
+            for n in range(int(rows.offsets[place]), int(rows.offsets[place + 1]))
+        )  # fmt: skip
+        code = int(user_codes[place])
+        states[user_id] = UserState(
+            user_id,
+            events,
+            hidden.get(code, ()),
+            seen.get(code, ()),
+            events[-1].occurred_us if events else 0,
+            int(rows.row_time_us[place]),
+        )
+    return FrozenRows(states)
+
+
+def _seen_and_hidden(
+    before: EventColumns, user_codes: NDArray[np.int64]
+) -> tuple[dict[int, tuple[tuple[int, int], ...]], dict[int, tuple[tuple[int, str], ...]]]:
+    hiding = np.array([kind in HIDING_KINDS for kind in before.kinds] or [False])[before.kind_codes]
+    of_interest = np.isin(before.user_codes, user_codes) & (before.positive | hiding)
+    seen: dict[int, dict[int, int]] = {}
+    hidden: dict[int, dict[str, int]] = {}
+    hashes = [hash64(item_id) for item_id in before.item_ids]
+    for place in np.flatnonzero(of_interest)[::-1].tolist():  # newest first
+        user, item = int(before.user_codes[place]), int(before.item_codes[place])
+        occurred_us = int(before.occurred_us[place])
+        if hiding[place]:
+            hidden.setdefault(user, {}).setdefault(before.item_ids[item], occurred_us)
+        else:
+            seen.setdefault(user, {}).setdefault(hashes[item], occurred_us // HOUR_US)
+    return (
+        {u: tuple((hour, key) for key, hour in list(each.items())[:SEEN_MAX]) for u, each in seen.items()},
+        {u: tuple((us, item_id) for item_id, us in list(each.items())[:HIDDEN_MAX]) for u, each in hidden.items()},
+    )

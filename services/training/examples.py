@@ -1,0 +1,220 @@
+"""What the models are fitted to: sequences for the tower, requests with candidates for the reranker. Ids become rows.
+
+A request is a positive event on an item new to its user. What it may know is joined point-in-time, one microsecond
+before the event; its candidates are drawn from where serving draws them (the tower, trends, co-visits, new items).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.batches import HeldOut, Prefixes, RankingExamples, Sequences
+from models.vocabulary import Vocabulary
+from services.domain import HOUR_US, SECOND_US
+from services.items import ItemTable
+from services.ports import FeatureHistory
+from services.signals import RANKING_FEATURES, HistoryBlock, ItemBlock, UserRows, ranking_features
+from services.training.columns import EventColumns
+
+ITEMS_ASKED_AT_ONCE = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """The events before the cut in the words of a vocabulary. `rows` int64 [items]: the row of each item code, 0 for
+    items without a positive or negative event. Sequence u belongs to user code u."""
+
+    events: EventColumns
+    vocabulary: Vocabulary
+    rows: NDArray[np.int64]
+    text_vectors: NDArray[np.float32]
+    sequences: Sequences
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """R positive events to learn ranking from: codes, time, and the row that was taken. All int64 [R]."""
+
+    user_codes: NDArray[np.int64]
+    occurred_us: NDArray[np.int64]
+    target_rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.user_codes)
+
+    def keep(self, kept: NDArray[np.bool_]) -> Requests:
+        """Only those marked."""
+        return Requests(self.user_codes[kept], self.occurred_us[kept], self.target_rows[kept])
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRows:
+    """The user rows of R requests in the words of the models: what the reranker and the tower are given."""
+
+    prefixes: Prefixes
+    users: UserRows
+
+
+def corpus_of(before: EventColumns, items: ItemTable) -> Corpus:
+    """Vocabulary, text vectors and sequences of everything before the cut."""
+    of_interest = before.keep(before.weight != 0)
+    codes = np.unique(of_interest.item_codes).astype(np.int64)
+    item_ids = tuple(before.item_ids[code] for code in codes.tolist())
+    rows = np.zeros(len(before.item_ids), dtype=np.int64)
+    rows[codes] = np.arange(1, len(codes) + 1)
+    kinds = tuple(sorted({before.kinds[code] for code in np.unique(of_interest.kind_codes).tolist()}))
+    vocabulary = Vocabulary(item_ids, kinds)
+    sequences = Sequences.of_events(
+        np.append(of_interest.user_codes, len(before.user_ids) - 1),  # one more event, taken out again: U is all users
+        np.append(rows[of_interest.item_codes], 0),
+        np.append(vocabulary.actions(before.kinds, of_interest.kind_codes, of_interest.weight), 0),
+        np.append(of_interest.weight > 0, False),
+        np.append(of_interest.occurred_us // SECOND_US, np.iinfo(np.int64).max),
+    )
+    sequences = sequences.keep(sequences.rows > 0)
+    return Corpus(before, vocabulary, rows, text_matrix(items, item_ids), sequences)
+
+
+def text_matrix(items: ItemTable, item_ids: tuple[str, ...]) -> NDArray[np.float32]:
+    """The raw text vectors of a vocabulary [V, T]; row 0 and items without one are zero."""
+    vectors = [items.vector(item_id) for item_id in item_ids]
+    widths = np.bincount([len(each) for each in vectors if each is not None] or [1])
+    width = int(widths.argmax())  # after a change of encoder the old widths are leftovers
+    matrix = np.zeros((len(item_ids) + 1, width), dtype=np.float32)
+    for row, vector in enumerate(vectors, start=1):
+        if vector is not None and len(vector) == width:
+            matrix[row] = vector
+    return matrix
+
+
+def held_out_after(corpus: Corpus, since_us: int, length: int, users_max: int, seed: int) -> HeldOut | None:
+    """For early stopping: the first positive event of each user from `since_us` on, on an item that others knew before,
+    with what stood before it; None when there is none."""
+    sequences = corpus.sequences
+    later = sequences.times_s >= since_us // SECOND_US
+    known = np.isin(sequences.rows, np.unique(sequences.rows[~later]))
+    wanted = np.flatnonzero(later & sequences.positive & known)
+    _, first = np.unique(sequences.owners()[wanted], return_index=True)
+    wanted = wanted[first]
+    if len(wanted) == 0:
+        return None
+    if len(wanted) > users_max:
+        wanted = np.sort(np.random.default_rng(seed).choice(wanted, users_max, replace=False))
+    return HeldOut(sequences.prefixes_of(wanted, length), sequences.rows[wanted])
+
+
+def requests_between(corpus: Corpus, since_us: int, until_us: int, requests_max: int, seed: int) -> Requests:
+    """First positive events of a user on an item in `[since_us, until_us)`, in time order, at most `requests_max`."""
+    events = corpus.events
+    pairs = events.user_codes.astype(np.int64) * len(events.item_ids) + events.item_codes
+    positive = np.flatnonzero(events.weight > 0)
+    _, first = np.unique(pairs[positive], return_index=True)
+    fresh = np.sort(positive[first])
+    fresh = fresh[(events.occurred_us[fresh] >= since_us) & (events.occurred_us[fresh] < until_us)]
+    if len(fresh) > requests_max:
+        fresh = np.sort(np.random.default_rng(seed).choice(fresh, requests_max, replace=False))
+    return Requests(
+        events.user_codes[fresh].astype(np.int64), events.occurred_us[fresh], corpus.rows[events.item_codes[fresh]]
+    )
+
+
+def rows_of_requests(corpus: Corpus, history: FeatureHistory, requests: Requests, length: int) -> RequestRows:
+    """The user rows one microsecond before each request, and the newest `length` known events of each as a prefix."""
+    user_ids = [corpus.events.user_ids[code] for code in requests.user_codes.tolist()]
+    users = history.users_at(user_ids, requests.occurred_us - 1)
+    by_code = corpus.vocabulary.rows(users.item_ids) if users.item_ids else np.zeros(1, dtype=np.int64)
+    rows = by_code[users.item_codes]
+    actions = corpus.vocabulary.actions(users.kinds, users.kind_codes, users.weight)
+    known = rows > 0
+    owners = np.repeat(np.arange(len(requests)), np.diff(users.offsets))[known]
+    first = np.searchsorted(owners, np.arange(len(requests)))
+    newness = np.arange(len(owners)) - first[owners]  # 0: the newest known event
+    kept = newness < length
+    place = (owners[kept], length - 1 - newness[kept])
+
+    def padded(values: NDArray[np.int64]) -> NDArray[np.int64]:
+        matrix = np.zeros((len(requests), length), dtype=np.int64)
+        matrix[place] = values[known][kept]
+        return matrix
+
+    prefixes = Prefixes(
+        padded(rows).astype(np.int32),
+        padded(actions).astype(np.int16),
+        padded(users.occurred_us // SECOND_US),
+        requests.occurred_us // SECOND_US,
+    )
+    return RequestRows(prefixes, users)
+
+
+def ranking_examples(
+    corpus: Corpus,
+    items: ItemTable,
+    history: FeatureHistory,
+    requests: Requests,
+    known: RequestRows,
+    candidate_rows: NDArray[np.int64],
+    retrieval_score: NDArray[np.float32],
+) -> RankingExamples:
+    """The requests with candidates `candidate_rows` int64 [R, C] (0: padding) and every ranking feature of each."""
+    prefixes = known.prefixes
+    labels = (candidate_rows == requests.target_rows[:, None]) & (candidate_rows > 0)
+    features = feature_tensor(corpus, items, history, requests, known.users, candidate_rows)
+    return RankingExamples(
+        prefixes.rows, prefixes.actions, prefixes.times_s, prefixes.now_s, candidate_rows.astype(np.int32), features,
+        retrieval_score.astype(np.float32), labels.astype(np.float32),
+    )  # fmt: skip
+
+
+def feature_tensor(
+    corpus: Corpus,
+    items: ItemTable,
+    history: FeatureHistory,
+    requests: Requests,
+    users: UserRows,
+    candidate_rows: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """The RANKING_FEATURES of each candidate as of one microsecond before its request. float32 [R, C, F]"""
+    requests_n, candidates_n = candidate_rows.shape
+    candidates = items.block(("", *corpus.vocabulary.item_ids))
+    in_rows = items.block(users.item_ids)
+    counts, stamps = counts_of(corpus, history, requests, candidate_rows)
+    features = np.zeros((requests_n, candidates_n, len(RANKING_FEATURES)), dtype=np.float32)
+    for number in range(requests_n):
+        start, stop = int(users.offsets[number]), int(users.offsets[number + 1])
+        codes, rows = users.item_codes[start:stop], candidate_rows[number]
+        row = HistoryBlock(
+            in_rows.item_hash[codes], users.occurred_us[start:stop], users.weight[start:stop], in_rows.categories[codes]
+        )
+        block = ItemBlock(
+            candidates.item_hash[rows], counts[number], stamps[number], candidates.published_us[rows],
+            candidates.categories[rows],
+        )  # fmt: skip
+        features[number] = ranking_features(row, block, int(requests.occurred_us[number]) - 1)
+    features[candidate_rows == 0] = 0.0
+    return features
+
+
+def counts_of(
+    corpus: Corpus, history: FeatureHistory, requests: Requests, candidate_rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Item counts [R, C, COUNTS_WIDTH] and their stamps [R, C] as of one microsecond before each request.
+
+    Counts are stamped at full hours, so the newest up to a time is the newest up to its hour: each (item, hour) is
+    asked once, however many requests share it.
+    """
+    hours = (requests.occurred_us - 1) // HOUR_US
+    span = int(hours.max(initial=0)) + 1
+    keys, place = np.unique(candidate_rows * span + hours[:, None], return_inverse=True)
+    rows, asked_us = keys // span, (keys % span) * HOUR_US
+    item_ids = ("", *corpus.vocabulary.item_ids)
+    parts = []
+    for start in range(0, len(keys), ITEMS_ASKED_AT_ONCE):
+        some = slice(start, start + ITEMS_ASKED_AT_ONCE)
+        parts.append(history.items_at([item_ids[row] for row in rows[some].tolist()], asked_us[some]))
+    counts = np.concatenate([part[0] for part in parts])
+    stamps = np.concatenate([part[1] for part in parts])
+    place = place.reshape(candidate_rows.shape)
+    return counts[place], stamps[place]

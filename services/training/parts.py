@@ -1,0 +1,248 @@
+"""The parts of a training run: how examples are built, fitted, judged and stored.
+
+Time, oldest first:   [ tower ............ | ranking requests ..... | judged slice ]
+                                         newest                    cut
+
+The tower is fitted on what lies before `newest` and the reranker learns from requests after it, so the tower's scores
+are as honest there as they will be in serving; then the tower sees the newest events too. What lies
+after the cut is seen by none of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from models.batches import Prefixes, Progress, RankingExamples
+from models.config import Effort, ModelConfig
+from models.fit import FittedTower, assemble, continue_tower, fit_reranker, fit_tower
+from models.release import ModelRelease, ReleaseDamaged
+from services.domain import Metric, ReleaseInfo, Verdict, from_us, to_us
+from services.items import ItemTable
+from services.ports import FeatureHistory
+from services.retrain import TrainingParts
+from services.signals import RANKING_FEATURES
+from services.training.columns import EventColumns
+from services.training.cutoff import FrozenRows, rows_at
+from services.training.evaluate import (
+    StagesFor,
+    faults_of,
+    knn_places,
+    metrics_of,
+    pipeline_places,
+    popularity_places,
+    tower_places,
+)
+from services.training.examples import (
+    Corpus,
+    corpus_of,
+    held_out_after,
+    ranking_examples,
+    requests_between,
+    rows_of_requests,
+)
+from services.training.gate import Gate, Slice, choose_cut, decide, slice_after
+from services.training.negatives import Pools, TowerScores, draw_candidates
+
+if TYPE_CHECKING:
+    from services.recommend import Stages
+
+log = structlog.get_logger()
+
+FEATURE_SERVICE = "ranking_v1"
+REQUESTS_MAX: dict[Effort, int] = {"demo": 6_000, "normal": 20_000, "full": 100_000}
+NEWEST_SHARE = 0.2
+CONTINUED_EPOCHS = 2
+LOGITS_MAX = 20_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What a run reads, handed in. `events(until)` are all archived events before a time, as columns;
+    `items_at(before, cut_us)` is the item table as of the cut; `load` opens a published release."""
+
+    events: Callable[[datetime], EventColumns]
+    history: FeatureHistory
+    items_at: Callable[[EventColumns, int], ItemTable]
+    stages_for: StagesFor
+    load: Callable[[ReleaseInfo], ModelRelease]
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """How a run is to be done. `threads` 0: all cores. `cut_us` fixes the cut (evaluation); None: the gate chooses."""
+
+    effort: Effort
+    seed: int
+    releases: Path
+    text_encoder: str
+    device: str = "auto"
+    threads: int = 0
+    gate: Gate = field(default_factory=Gate)
+    cut_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What was read: everything before the cut in `corpus`, the judged slice, and the items as of the cut."""
+
+    now: datetime
+    corpus: Corpus
+    judged: Slice
+    items: ItemTable
+
+
+class ReleaseParts(TrainingParts[Examples, ModelRelease]):
+    """TrainingParts over the archive, the feature history and the models."""
+
+    def __init__(self, sources: Sources, choices: Choices, progress: Progress) -> None:
+        self._sources = sources
+        self._choices = choices
+        self._progress = progress
+
+    def build(self, now: datetime, live: ReleaseInfo | None) -> Examples:
+        """TrainingParts."""
+        self._progress(0, 3, "reading the archive")
+        events = self._sources.events(now)
+        cut_us = self._choices.cut_us
+        if cut_us is None:
+            cut_us = choose_cut(events, self._choices.gate, to_us(live.data_until) if live else 0)
+        judged = slice_after(events, cut_us, self._choices.gate.users_max, self._choices.seed)
+        self._progress(1, 3, "items as of the cut")
+        before = events.before(cut_us)
+        items = self._sources.items_at(before, cut_us)
+        self._progress(2, 3, "sequences")
+        corpus = corpus_of(before, items)
+        self._progress(3, 3, "examples read")
+        log.info("training_read", events=len(events), before=len(before), judged=len(judged), items=len(items))
+        return Examples(now, corpus, judged, items)
+
+    def fit(self, examples: Examples) -> ModelRelease:
+        """TrainingParts."""
+        self._set_threads()
+        corpus, choices = examples.corpus, self._choices
+        config = ModelConfig.for_data(len(corpus.events), len(corpus.vocabulary), choices.effort, choices.seed)
+        newest_us = _newest_from(corpus, REQUESTS_MAX[choices.effort])
+        held_out = held_out_after(corpus, newest_us, config.history, config.held_out_max, choices.seed)
+        older = corpus.sequences.before(newest_us // 1_000_000)
+        tower = fit_tower(
+            older, corpus.vocabulary, corpus.text_vectors, config, self._progress, held_out, choices.device
+        )
+        ranking = self._ranking_examples(examples, tower, newest_us)
+        reranker = fit_reranker(tower, ranking, config, self._progress)
+        tower = continue_tower(tower, corpus.sequences, CONTINUED_EPOCHS, self._progress)
+        notes = {
+            "ranking_requests": float(len(ranking)),
+            "tower_epochs": float(tower.epochs),
+            "tower_held_out_ndcg": tower.held_out_ndcg,
+            "reranker_held_out_ndcg": reranker.held_out_ndcg,
+            "reranker_retrieval_ndcg": reranker.retrieval_ndcg,
+            "sampled_negatives": 1.0,
+        }
+        log.info("training_fitted", **notes)
+        release_id = f"r{examples.now:%Y%m%d-%H%M%S}-{examples.now.microsecond:06d}"
+        return assemble(
+            release_id, tower, reranker, RANKING_FEATURES, FEATURE_SERVICE, choices.text_encoder,
+            examples.judged.cut_us, notes,
+        )  # fmt: skip
+
+    def judge(self, challenger: ModelRelease, live: ReleaseInfo | None, examples: Examples) -> Verdict:
+        """TrainingParts."""
+        judged, before = examples.judged, examples.corpus.events
+        features = rows_at(self._sources.history, before, judged.user_codes, judged.cut_us)
+        stages = self._sources.stages_for(challenger, examples.items, features)
+        faults = faults_of(challenger, stages, judged, before)
+        pipeline = self._metrics("pipeline", stages, examples)
+        popularity = metrics_of("popularity 7d", popularity_places(judged, before), judged, before)
+        others = (
+            metrics_of("tower", tower_places(challenger, features, judged, before), judged, before)
+            + popularity
+            + metrics_of("item-knn", knn_places(judged, before), judged, before)
+        )
+        standing = self._live_metrics(live, features, examples)
+        promoted, reason = decide(pipeline, standing, popularity, faults)
+        return Verdict(challenger.release_id, promoted, reason, pipeline + (standing or ()) + others)
+
+    def store(self, challenger: ModelRelease, verdict: Verdict) -> ReleaseInfo:
+        """TrainingParts."""
+        folder = self._choices.releases / challenger.release_id
+        challenger.save(folder)
+        return ReleaseInfo(
+            challenger.release_id,
+            str(folder),
+            _made_at(challenger.release_id),
+            from_us(challenger.manifest.data_until_us),
+            reason=verdict.reason,
+            metrics=verdict.metrics,
+        )
+
+    def _ranking_examples(self, examples: Examples, tower: FittedTower, newest_us: int) -> RankingExamples:
+        corpus, choices = examples.corpus, self._choices
+        self._progress(0, 3, "ranking requests")
+        requests = requests_between(
+            corpus, newest_us, examples.judged.cut_us, REQUESTS_MAX[choices.effort], choices.seed
+        )
+        known = rows_of_requests(corpus, self._sources.history, requests, tower.config.history)
+        self._progress(1, 3, "candidates of the requests")
+        pools = Pools(batch=max(1, min(256, LOGITS_MAX // len(corpus.vocabulary))))
+        rows, score, reached = draw_candidates(
+            corpus, examples.items, requests, known, _scores_of(tower), pools, choices.seed
+        )
+        self._progress(2, 3, "features of the candidates, point-in-time")
+        log.info("training_requests", requests=len(requests), reached=round(float(reached.mean()), 4))
+        made = ranking_examples(corpus, examples.items, self._sources.history, requests, known, rows, score)
+        self._progress(3, 3, "ranking examples made")
+        return made
+
+    def _metrics(self, model: str, stages: Stages, examples: Examples) -> tuple[Metric, ...]:
+        before = examples.corpus.events
+        places = pipeline_places(stages, examples.judged, before, self._progress)
+        return metrics_of(model, places, examples.judged, before)
+
+    def _live_metrics(
+        self, live: ReleaseInfo | None, features: FrozenRows, examples: Examples
+    ) -> tuple[Metric, ...] | None:
+        """The live release's numbers on the same slice; None when there is none or its directory is damaged."""
+        if live is None:
+            return None
+        try:
+            release = self._sources.load(live)
+        except ReleaseDamaged as error:
+            log.warning("live_release_damaged", release_id=live.release_id, error=str(error))
+            return None
+        return self._metrics("live", self._sources.stages_for(release, examples.items, features), examples)
+
+    def _set_threads(self) -> None:
+        import torch
+
+        torch.set_num_threads(self._choices.threads or os.cpu_count() or 1)
+
+
+def _newest_from(corpus: Corpus, requests_max: int) -> int:
+    """Where the ranking requests begin: the newest fifth of the events, or less when that is more than enough."""
+    times = corpus.events.occurred_us
+    wanted = min(int(len(times) * NEWEST_SHARE), 3 * requests_max)
+    return int(times[max(0, len(times) - 1 - wanted)])
+
+
+def _scores_of(tower: FittedTower) -> TowerScores:
+    vectors = tower.item_vectors()
+
+    def scores(prefixes: Prefixes) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = tower.user_vectors(prefixes) @ vectors.T
+        return found
+
+    return scores
+
+
+def _made_at(release_id: str) -> datetime:
+    """The time that is in the id: the run's `now`."""
+    return datetime.strptime(release_id + " +0000", "r%Y%m%d-%H%M%S-%f %z")

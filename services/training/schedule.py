@@ -1,0 +1,128 @@
+"""Retraining on a schedule: APScheduler with its jobs in SQL starts a process of its own, niced, with a thread limit.
+
+A period that passed while nothing ran is made up for once, at the next start; two runs never overlap.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import psutil
+import structlog
+
+from services.domain import BadRequest
+
+if TYPE_CHECKING:
+    from apscheduler.schedulers.background import BackgroundScheduler
+
+log = structlog.get_logger()
+JOB_ID = "retrain"
+NICENESS = 10
+STOP_WAIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ChildCommand:
+    """What is started: a command line, its environment on top of this process's, and how many threads it may use."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    threads: int = 0
+
+
+class RetrainSchedule:
+    """Starts `child` every `every`. The times survive a restart: the jobs lie in the database."""
+
+    def __init__(self, database_url: str, every: timedelta, child: ChildCommand) -> None:
+        self._database_url = database_url
+        self._every = every
+        self._child = child
+        self._scheduler: BackgroundScheduler | None = None
+
+    def start(self, first_at: datetime) -> None:
+        """Begin. A job that is stored already keeps its next time, unless the period was changed."""
+        from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+        from apscheduler.schedulers.background import BackgroundScheduler
+
+        store = SQLAlchemyJobStore(url=self._database_url, tablename="jobs")
+        scheduler = BackgroundScheduler(
+            jobstores={"default": store},
+            timezone="UTC",
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+        scheduler.start(paused=True)
+        child = (list(self._child.command), dict(self._child.environment), self._child.threads)
+        known = scheduler.get_job(JOB_ID)
+        if known is None or known.trigger.interval != self._every:
+            scheduler.add_job(
+                start_child, "interval", seconds=self._every.total_seconds(), id=JOB_ID, args=child,
+                next_run_time=first_at, replace_existing=True,
+            )  # fmt: skip
+        else:
+            known.modify(args=child)
+        scheduler.resume()
+        self._scheduler = scheduler
+        log.info("schedule_started", every_s=self._every.total_seconds(), next_at=str(self.next_at()))
+
+    def next_at(self) -> datetime | None:
+        """When the next run starts; None before start() and after stop()."""
+        job = self._scheduler.get_job(JOB_ID) if self._scheduler else None
+        return job.next_run_time if job else None
+
+    def run_now(self, now: datetime) -> None:
+        """Have the next run start at once; the one after that a period later."""
+        if self._scheduler is None:
+            raise BadRequest("the scheduler does not run")
+        self._scheduler.modify_job(JOB_ID, next_run_time=now)
+
+    def stop(self) -> None:
+        """End the schedule and a run that is under way; the jobs stay in the database."""
+        if self._scheduler is not None:
+            self._scheduler.pause()
+            stop_children()
+            self._scheduler.shutdown(wait=True)
+            self._scheduler = None
+
+
+_children: set[subprocess.Popen[bytes]] = set()
+_children_lock = threading.Lock()
+
+
+def start_child(command: list[str], environment: dict[str, str], threads: int) -> int:
+    """Run one child to its end; its exit status. Called by the scheduler, which finds it by this name."""
+    limit = str(threads or os.cpu_count() or 1)
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), limit)
+    with _children_lock:
+        child = subprocess.Popen(command, env={**os.environ, **limits, **environment})
+        _children.add(child)
+    try:
+        psutil.Process(child.pid).nice(NICENESS)
+    except psutil.NoSuchProcess:
+        log.warning("retrain_ended_at_once", pid=child.pid)
+    try:
+        status = child.wait()
+    finally:
+        with _children_lock:
+            _children.discard(child)
+    log.info("retrain_child_ended", pid=child.pid, status=status)
+    return status
+
+
+def stop_children() -> None:
+    """Ask every run under way to end, and end it when it does not."""
+    with _children_lock:
+        running = tuple(_children)
+    for child in running:
+        child.terminate()
+    for child in running:
+        try:
+            child.wait(STOP_WAIT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
