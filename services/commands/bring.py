@@ -51,7 +51,7 @@ def bring(  # noqa: PLR0913 (each one is an option)
     They are published in the order of time. When `freshrank run` runs on this home, its consumers take them in; else
     the consumers run here until nothing is left.
     """
-    from services import wiring
+    from services import processes, wiring
     from services.archive.importer import import_sources
     from services.supervisor import holder_of
 
@@ -70,7 +70,7 @@ def bring(  # noqa: PLR0913 (each one is an option)
                 progress=progress,
             )
         if wait and holder_of(settings.home) is None:
-            wiring.run_consumer(settings, CONSUMERS, lambda: False, True, progress)
+            processes.run_consumer(settings, CONSUMERS, lambda: False, True, progress)
     answer(as_json, {name: getattr(done, name) for name in done.__dataclass_fields__}, lambda: _print(done))
 
 

@@ -105,8 +105,6 @@ def bars(shown: bool = True) -> Iterator[Progress]:
 
         def report(done: int, total: int, text: str) -> None:
             if text not in tasks:
-                for task in tasks.values():
-                    progress.stop_task(task)  # type: ignore[arg-type]
                 tasks[text] = progress.add_task(text, total=total or None)
             progress.update(tasks[text], completed=done, total=total or None)  # type: ignore[arg-type]
 

@@ -29,7 +29,7 @@ def retrain(
 
     It is trained on all events but the newest, judged on those, and promoted if it holds.
     """
-    from services import wiring
+    from services import processes
 
     settings = settings_of(context, "retrain")
     if effort is not None:
@@ -37,7 +37,7 @@ def retrain(
 
         settings = load_settings(effort=effort)
     with bars(show_bars or not as_json) as progress:
-        verdict = wiring.retrain(settings, progress)
+        verdict = processes.retrain(settings, progress)
     outcome = "promoted" if verdict.promoted else "not promoted"
     answer(
         as_json,
@@ -60,14 +60,14 @@ def evaluate(
 
     Asked on the newest events, beside windowed popularity and item-kNN.
     """
-    from services import wiring
+    from services import processes
     from services.domain import BadRequest
 
     if protocol != "temporal":
         raise BadRequest(f"there is no protocol {protocol!r}; there is temporal")
     settings = settings_of(context, "evaluate")
     with bars(not as_json) as progress:
-        metrics = wiring.evaluate(settings, protocol, progress)
+        metrics = processes.evaluate(settings, protocol, progress)
     answer(as_json, {"protocol": protocol, "metrics": metrics}, lambda: print_metrics(protocol, metrics))
 
 

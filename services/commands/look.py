@@ -45,12 +45,12 @@ def recommend(
 
     As the API would answer now; nothing is recorded.
     """
-    from services import wiring
+    from services import processes, wiring
     from services.domain import Query
 
     given = settings_of(context)
     query = Query("command-line", user_id, limit, now(), record=False)
-    slate = wiring.recommend_once(given, query)
+    slate = processes.recommend_once(given, query)
     with wiring.open_home(given) as home:
         titles = titles_of(home.catalogue, tuple(pick.item_id for pick in slate.items))
     answer(as_json, slate_fields(slate, titles), lambda: _print_slate(slate, titles))

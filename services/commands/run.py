@@ -7,6 +7,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +19,7 @@ import typer
 from services.commands.edge import Json, answer, bars, settings_of
 
 if TYPE_CHECKING:
+    from services.settings import Settings
     from services.supervisor import Service
 
 CONSUMERS = ("features", "trends", "archive", "catalogue")
@@ -74,29 +78,35 @@ def consume(
     watch_parent: WatchParent = False,
 ) -> None:
     """Run consumers in this process."""
-    from services import wiring
+    from services import processes
     from services.domain import BadRequest
     from services.supervisor import end_with_parent
 
     unknown = sorted(set(names) - set(CONSUMERS))
     if unknown:
         raise BadRequest(f"there is no consumer {unknown[0]!r}; there are {', '.join(CONSUMERS)}")
-    settings = settings_of(context, "+".join(names), None)
+    settings = settings_of(context, "+".join(names), "warning" if until_caught_up else None)
     stopping = stop_on_signals()
     if watch_parent:
         end_with_parent(stopping.set)
-    scheduler = threading.Thread(target=wiring.run_scheduler, args=(settings, stopping.is_set), name="scheduler")
-    if schedule:
-        scheduler.start()
-    try:
-        with bars(until_caught_up and not as_json) as progress:
-            wiring.run_consumer(settings, tuple(dict.fromkeys(names)), stopping.is_set, until_caught_up, progress)
-    finally:
-        stopping.set()
-        if schedule:
-            scheduler.join()
+    scheduler = _scheduler(settings, stopping) if schedule else nullcontext()
+    with scheduler, bars(until_caught_up and not as_json) as progress:
+        processes.run_consumer(settings, tuple(dict.fromkeys(names)), stopping.is_set, until_caught_up, progress)
     if until_caught_up:
         answer(as_json, {"consumers": names, "lag": 0}, lambda: None)
+
+
+@contextmanager
+def _scheduler(settings: Settings, stopping: threading.Event) -> Iterator[None]:
+    from services import processes
+
+    thread = threading.Thread(target=processes.run_scheduler, args=(settings, stopping.is_set), name="scheduler")
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
 
 
 def serve(
@@ -105,29 +115,42 @@ def serve(
     watch_parent: WatchParent = False,
 ) -> None:
     """Serve the API."""
-    from services import wiring
+    from services import processes, wiring
+    from services.api.app import create_app
+    from services.api.server import bind, port_of
+    from services.api.server import serve as serve_app
+    from services.domain import SettingsInvalid, StageUnavailable
     from services.supervisor import end_with_parent
 
     settings = settings_of(context, "api", None)
     wanted = settings.api_port if port is None else port
-    address = settings.home / "api.json"
-
-    def ready(url: str) -> None:
-        settings.home.mkdir(parents=True, exist_ok=True)
-        fresh = address.with_suffix(f".{os.getpid()}")
-        fresh.write_text(json.dumps({"url": url, "pid": os.getpid()}))
-        fresh.replace(address)
-        taken = "" if not wanted or url.endswith(f":{wanted}") else f" (port {wanted} was taken)"
-        sys.stdout.write(f"freshrank serves on {url}{taken}; the pages of the API are at {url}/docs\n")
-        sys.stdout.flush()
-
     if watch_parent:
         end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    try:
-        wiring.serve(settings, wanted, ready)
-    finally:
-        if address.exists() and json.loads(address.read_text())["pid"] == os.getpid():
-            address.unlink()
+    with wiring.open_home(settings) as home, bind(settings.api_host, wanted) as bound:
+        ready = partial(_say_address, settings, wanted, port_of(bound))
+        try:
+            serve_app(create_app(processes.Instance(home)), bound, settings.api_drain_s, ready)
+        except SettingsInvalid as error:  # a store may be away just now: worth another start
+            raise StageUnavailable(str(error)) from error
+        finally:
+            _forget_address(settings.home / "api.json")
+
+
+def _say_address(settings: Settings, wanted: int, port: int) -> None:
+    """Say where the API answers, and leave it in the home for `status`."""
+    host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
+    url = f"http://{host}:{port}"
+    fresh = settings.home / f"api.{os.getpid()}"
+    fresh.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+    fresh.replace(settings.home / "api.json")
+    taken = f" (port {wanted} was taken)" if wanted not in (0, port) else ""
+    sys.stdout.write(f"freshrank serves on {url}{taken}; try {url}/docs\n")
+    sys.stdout.flush()
+
+
+def _forget_address(address: Path) -> None:
+    if address.exists() and json.loads(address.read_text())["pid"] == os.getpid():
+        address.unlink()
 
 
 def stop_on_signals() -> threading.Event:
