@@ -59,8 +59,10 @@ class ArchiveConsumer:
         self._held_since = 0.0
         self._refused = False
 
-    def start(self, source: EventSource, gained: tuple[Partition, ...]) -> None:
-        """Consumer: nothing to load; what was committed is archived."""
+    def start(self, source: EventSource, gained: tuple[Partition, ...]) -> None:  # noqa: ARG002
+        """Consumer: nothing to load. What is held of these partitions was never committed and comes again."""
+        coming = set(gained)
+        self._held = [m for m in self._held if Partition(m.coordinate.topic, m.coordinate.partition) not in coming]
 
     def apply(self, batch: Batch) -> Mapping[Partition, int]:
         """Consumer."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from services import wire
 from services.archive import columns
 from services.archive.columns import Schema, Table
-from services.domain import DAY_US, Coordinate, Event, ItemChange, Slate, from_us, to_us
+from services.domain import DAY_US, Coordinate, Event, ItemChange, Slate, StageUnavailable, from_us, to_us
 
 if TYPE_CHECKING:
     import duckdb
@@ -55,23 +55,32 @@ class ParquetArchive:
         slates: Sequence[tuple[Coordinate, Slate]],
         items: Sequence[tuple[Coordinate, ItemChange]],
     ) -> None:
-        """Archive: one part for each day touched, all durable on return."""
-        with self._lock:
+        """Archive: one part for each day touched. StageUnavailable when the disk refuses: appending again is fine."""
+        with self._lock, self._as_unavailable("written"):
             self._append(EVENTS, columns.event_schema(), columns.event_table, _by_day(events, _event_us))
             self._append(SLATES, columns.slate_schema(), columns.slate_table, _by_day(slates, _slate_us))
             self._append(ITEMS, columns.item_schema(), columns.item_table, _by_day(items, _item_us))
 
     def merge(self) -> int:
-        """Merge the small parts of every day that has many, and unlink what was replaced long ago; how many merges."""
+        """Merge the small parts of every day that has many, leaving out erased users; how many merges."""
         from feature_repo.stores import parts_io
 
         schemas = {EVENTS: columns.event_schema(), SLATES: columns.slate_schema(), ITEMS: columns.item_schema()}
         merges = 0
-        for record, schema in schemas.items():
-            for _, folder in self._days(record, *FOR_EVER):
-                if parts_io.merge_due(folder):
-                    merges += parts_io.merge_levels(folder, schema)
-                    parts_io.sweep(folder, SWEEP_AFTER_S)
+        with self._as_unavailable("merged"):
+            for record, schema in schemas.items():
+                for _, folder in self._days(record, *FOR_EVER):
+                    if parts_io.merge_due(folder):
+                        merges += self._merge(record, schema, folder)
+        return merges
+
+    def _merge(self, record: str, schema: Schema, folder: Path) -> int:
+        from feature_repo.stores import parts_io
+
+        erased = self._erased() if record != ITEMS else {}
+        rewrite = (lambda table: _without(table, erased, _ACCEPTED[record])) if erased else None
+        merges = parts_io.merge_levels(folder, schema, rewrite=rewrite)
+        parts_io.sweep(folder, SWEEP_AFTER_S)
         return merges
 
     def _append(
@@ -87,8 +96,7 @@ class ParquetArchive:
             folder = self.folder / record / _day_name(day)
             parts_io.append_part(folder, build(rows), schema)
             if parts_io.merge_due(folder):
-                parts_io.merge_levels(folder, schema)
-                parts_io.sweep(folder, SWEEP_AFTER_S)
+                self._merge(record, schema, folder)
 
     # ------------------------------------------------------------------------------------------ reading
 
@@ -124,7 +132,7 @@ class ParquetArchive:
     def bounds(self) -> tuple[datetime, datetime] | None:
         """Archive. Erased users count here until a merge has dropped them."""
         days = self._days(EVENTS, *FOR_EVER)
-        with _duckdb(self._spill()) as connection:
+        with self._as_unavailable("read"), _duckdb(self._spill()) as connection:
             first = next((found for _, folder in days if (found := _extremes(connection, folder))), None)
             last = next((found for _, folder in reversed(days) if (found := _extremes(connection, folder))), None)
         return (from_us(first[0]), from_us(last[1])) if first and last else None
@@ -136,7 +144,7 @@ class ParquetArchive:
         gone = pa.table(
             {"user_id": pa.array(list(erased), pa.string()), "erased_us": pa.array(list(erased.values()), pa.int64())}
         )
-        with _duckdb(self._spill()) as connection:
+        with self._as_unavailable("read"), _duckdb(self._spill()) as connection:
             connection.register("gone", gone)
             values = {"paths": list(paths), "since": to_us(since), "until": to_us(until)}
             reader: Any = connection.sql(query, params=values).to_arrow_reader(ROWS_AT_ONCE)
@@ -165,6 +173,20 @@ class ParquetArchive:
     def _spill(self) -> Path:
         return self.folder / ".spill"
 
+    @contextmanager
+    def _as_unavailable(self, doing: str) -> Iterator[None]:
+        """Turn what the disk, parquet or DuckDB raises into StageUnavailable with one sentence."""
+        import duckdb
+        import pyarrow as pa
+
+        try:
+            yield
+        except (OSError, pa.ArrowException, duckdb.Error) as error:
+            raise StageUnavailable(f"the archive {self.folder} could not be {doing}: {error}") from error
+
+
+_ACCEPTED = {EVENTS: "accepted_us", SLATES: "asked_us"}
+"""The time that an erasure is compared with."""
 
 _ONE_COPY = 'QUALIFY row_number() OVER (PARTITION BY log_id, topic, "partition", "offset") = 1'
 _SLATES_QUERY = f"""
@@ -212,6 +234,14 @@ def _duckdb(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     }
     with duckdb.connect(":memory:", config=options) as connection:
         yield connection
+
+
+def _without(table: Table, erased: Mapping[str, int], accepted: str) -> Table:
+    """The rows that no erasure covers."""
+    import pyarrow as pa
+
+    users, times = table.column("user_id").to_pylist(), table.column(accepted).to_pylist()
+    return table.filter(pa.array([t >= erased.get(u or "", 0) for u, t in zip(users, times, strict=True)], pa.bool_()))
 
 
 def _by_day(rows: Sequence[Any], time_us: Callable[[Any], int]) -> dict[int, list[Any]]:

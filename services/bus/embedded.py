@@ -106,6 +106,17 @@ class EmbeddedBus:
             finally:
                 connection.close()
 
+    def forget(self, group: str) -> None:
+        """Forget a group that will not come back, so that it no longer holds messages back."""
+        with files.as_unavailable(self.path, f"forget {group}"):
+            connection = self._connect()
+            try:
+                with files.transaction(connection):
+                    for table in ("groups", "subscriptions", "members", "owners", "committed"):
+                        connection.execute(f"DELETE FROM {table} WHERE name = ?", (group,))
+            finally:
+                connection.close()
+
     def _trim(self, connection: sqlite3.Connection, before_us: int) -> dict[Partition, int]:
         held: dict[Partition, int] = {}
         for place, partition in files.places_of(connection, self._topics(connection)).items():

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.archive.parts import FOR_EVER, ParquetArchive
-from services.domain import Coordinate, Event, ItemChange, Pick, Reason, Slate, to_us
+from services.domain import Coordinate, Event, ItemChange, Pick, Reason, Slate, StageUnavailable, to_us
 from services.memory import MemoryArchive
 from services.ports import Archive
 
@@ -133,6 +133,35 @@ def test_many_small_appends_are_merged_and_read_the_same(tmp_path: Path) -> None
     assert [e.event_id for e in archive.events(*FOR_EVER)] == [f"{n:02}" for n in range(70)]
 
 
+def test_merging_removes_erased_users_from_the_disk(tmp_path: Path) -> None:
+    erased: dict[str, int] = {}
+    archive = ParquetArchive(tmp_path, lambda: erased)
+    for n in range(63):
+        archive.append([(at(n), event(f"{n:02}", 1, "ann" if n % 2 else "bob"))], [], [])
+    erased["ann"] = to_us(NOW) + 1
+    archive.append([(at(63), replace(event("63", 1, "ann"), accepted_at=NOW + timedelta(seconds=1)))], [], [])
+    erased.clear()
+    kept = list(archive.events(*FOR_EVER))
+    assert [e.event_id for e in kept if e.user_id == "ann"] == ["63"]
+    assert len(kept) == 33
+
+
+def test_a_disk_that_refuses_a_part_is_named_in_one_sentence(tmp_path: Path) -> None:
+    archive = ParquetArchive(tmp_path)
+    (tmp_path / "events").write_text("in the way")
+    with pytest.raises(StageUnavailable, match=r"the archive .* could not be written: .*Not a directory"):
+        archive.append([(at(0), event("a", 1))], [], [])
+
+
+def test_a_damaged_part_is_named_and_not_passed_over(tmp_path: Path) -> None:
+    archive = ParquetArchive(tmp_path)
+    archive.append([(at(0), event("a", 1))], [], [])
+    (part,) = (tmp_path / "events" / "2026-11-22").glob("part-*.parquet")
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(StageUnavailable, match=part.name):
+        list(archive.events(*FOR_EVER))
+
+
 def test_the_table_holds_the_same_rows_in_the_same_order_as_the_events(tmp_path: Path) -> None:
     archive = ParquetArchive(tmp_path)
     archive.append([(at(n), event(f"{n}", 90 - n)) for n in range(50)] + [(at(99), event("7", 83.5))], [], [])
@@ -157,7 +186,7 @@ def test_item_changes_come_back_with_their_coordinates_in_the_order_of_their_acc
     assert read == [(at(0, "freshrank.items"), put), (at(1, "freshrank.items"), gone)]
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.lists(st.integers(0, 40), max_size=10), min_size=1, max_size=4))
 def test_the_parts_and_the_memory_agree_on_any_stream(
     tmp_path_factory: pytest.TempPathFactory, appends: list[list[int]]

@@ -32,7 +32,7 @@ from services.domain import (
     Slate,
     StageUnavailable,
 )
-from services.memory import MemoryArchive, MemoryQuarantine
+from services.memory import MemoryArchive, MemoryBus, MemoryQuarantine
 from services.ports import Archive, EventSource, Quarantine
 from services.tables import open_database
 
@@ -41,7 +41,7 @@ EVENTS, ITEMS, SLATES = "freshrank.events", "freshrank.items", "freshrank.slates
 
 
 def click(n: int) -> Event:
-    return Event(f"e{n:03}", f"user-{n % 7}", "film", "click", NOW - timedelta(hours=n), NOW)
+    return Event(f"e{n:03}", f"user-{n % 7}", "film", "click", NOW - timedelta(minutes=n), NOW)
 
 
 def everything() -> list[Outgoing]:
@@ -259,6 +259,17 @@ def test_losing_partitions_writes_what_is_held() -> None:
     consumer.apply(batch(0, 1))
     assert consumer.stop((Partition(EVENTS, 0),)) == {Partition(EVENTS, 0): 2}
     assert consumer.stop(()) == {}
+
+
+def test_what_is_held_of_a_partition_that_starts_anew_is_let_go_because_it_comes_again() -> None:
+    archive = Failing()
+    consumer = held(archive)
+    consumer.apply(batch(0, 1))
+    consumer.start(MemoryBus(1, lambda: NOW).source("archive", [EVENTS]), (Partition(EVENTS, 0),))
+    archive.room = True
+    consumer.apply(batch(0))
+    assert consumer.stop(()) == {Partition(EVENTS, 0): 1}
+    assert archive.appended == 1
 
 
 def test_a_full_disk_says_nothing_is_done_and_the_same_rows_are_written_later() -> None:

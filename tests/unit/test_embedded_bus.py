@@ -166,6 +166,18 @@ def test_retention_never_deletes_what_a_known_group_has_not_committed(opened: Op
     assert len(slow.poll(100, 0).messages) == 20
 
 
+def test_a_forgotten_group_holds_nothing_back(opened: Open) -> None:
+    bus = opened(partitions=1)
+    bus.sink().publish(outgoing(30))
+    gone = bus.source("experiment", [EVENTS])
+    gone.poll(0, 0)
+    gone.close()
+    read_all(bus.source("features", [EVENTS]))
+    assert bus.trim(NOW + timedelta(days=2)) == {Partition(EVENTS, 0): 30}
+    bus.forget("experiment")
+    assert bus.trim(NOW + timedelta(days=2)) == {}
+
+
 def test_without_any_group_nothing_is_deleted(opened: Open) -> None:
     bus = opened(partitions=1)
     bus.sink().publish(outgoing(3))
