@@ -25,7 +25,7 @@ from models.batches import Prefixes, Progress, RankingExamples
 from models.config import Effort, ModelConfig
 from models.fit import FittedTower, assemble, continue_tower, fit_reranker, fit_tower
 from models.release import ModelRelease, ReleaseDamaged
-from services.domain import Metric, ReleaseInfo, Verdict, from_us, to_us
+from services.domain import BadRequest, Metric, ReleaseInfo, ReleaseInvalid, Verdict, from_us, to_us
 from services.items import ItemTable
 from services.ports import FeatureHistory
 from services.retrain import TrainingParts
@@ -184,6 +184,18 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
             metrics=verdict.metrics,
         )
 
+    def measure(self, release: ReleaseInfo, now: datetime) -> tuple[Metric, ...]:
+        """A published release's numbers on everything that came after what it learned from. Nothing is fitted."""
+        cut_us = to_us(release.data_until)
+        events = self._sources.events(now)
+        judged = slice_after(events, cut_us, self._choices.gate.users_max, self._choices.seed)
+        if len(judged) == 0:
+            raise BadRequest(f"nobody did anything new since release {release.release_id} was cut: nothing to measure")
+        before = events.before(cut_us)
+        items = self._sources.items_at(before, cut_us)
+        examples = Examples(now, corpus_of(before, items), judged, items)
+        return self.judge(self._sources.load(release), None, examples).metrics
+
     def _ranking_examples(self, examples: Examples, tower: FittedTower, newest_us: int) -> RankingExamples:
         corpus, choices = examples.corpus, self._choices
         self._progress(0, 3, "ranking requests")
@@ -215,7 +227,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
             return None
         try:
             release = self._sources.load(live)
-        except ReleaseDamaged as error:
+        except (ReleaseDamaged, ReleaseInvalid) as error:
             log.warning("live_release_damaged", release_id=live.release_id, error=str(error))
             return None
         return self._metrics("live", self._sources.stages_for(release, examples.items, features), examples)

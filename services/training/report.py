@@ -1,4 +1,4 @@
-"""One training run from the edge: the lease, the run's row, its numbers for TensorBoard and a report that a person reads.
+"""One training run from the edge: the lease, the run's row, its numbers for TensorBoard and a report for people.
 
 All of it is left behind also when the run fails.
 """
@@ -22,6 +22,10 @@ from services.training.registry import SqlRegistry
 log = structlog.get_logger()
 REPORT, METRICS = "report.md", "metrics.json"
 ORDER = ("hr@10", "ndcg@10", "mrr")
+PROTOCOL = """\
+Each user's first positive event after the cut, on an item new to them, is looked for in the list of the whole pipeline,
+asked at the cut with features frozen there; items taken before are left out. Baselines rank every item. Where no slates
+were logged, the reranker learned from candidates sampled from the sources: impressions of real lists would say more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,30 +71,20 @@ def report_text(
         return "\n".join([*lines, "- state: failed", ""])
     lines += [f"- release: {verdict.release_id}", f"- promoted: {'yes' if verdict.promoted else 'no'}", ""]
     lines += ["## The judged slice", "", *_table(verdict.metrics), ""]
-    lines += [
-        "Each user's first positive event after the cut, on an item new to them, is looked for in the list of the whole",
-        "pipeline, asked at the cut with features frozen there; items taken before are left out. Baselines rank every item.",
-        "Where no slates were logged, the reranker learned from candidates sampled from the sources: impressions of real",
-        "lists would say more.",
-        "",
-    ]
+    lines += [PROTOCOL, ""]
     return "\n".join(lines)
 
 
 def _table(metrics: tuple[Metric, ...]) -> list[str]:
-    values = {(m.model, m.part, m.name): m for m in metrics}
-    rows = list(dict.fromkeys((m.part, m.model) for m in sorted(metrics, key=lambda m: _part_order(metrics, m.part))))
+    values = {(m.part, m.model, m.name): m for m in metrics}
+    parts = tuple(dict.fromkeys(m.part for m in metrics))
+    rows = sorted(dict.fromkeys((m.part, m.model) for m in metrics), key=lambda row: parts.index(row[0]))
     lines = ["| part | model | users | " + " | ".join(ORDER) + " |", "|---|---|---|" + "---|" * len(ORDER)]
     for part, model in rows:
-        numbers = [values[model, part, name] for name in ORDER]
-        lines.append(
-            f"| {part} | {model} | {numbers[0].users} | " + " | ".join(f"{m.value:.4f}" for m in numbers) + " |"
-        )
+        numbers = [values[part, model, name] for name in ORDER]
+        figures = " | ".join(f"{each.value:.4f}" for each in numbers)
+        lines.append(f"| {part} | {model} | {numbers[0].users} | {figures} |")
     return lines
-
-
-def _part_order(metrics: tuple[Metric, ...], part: str) -> int:
-    return list(dict.fromkeys(m.part for m in metrics)).index(part)
 
 
 def _write_report(
@@ -110,10 +104,10 @@ def _write_scalars(folder: Path, metrics: tuple[Metric, ...], seconds: float, st
     """For TensorBoard; one point per run, at the run's time, so that runs line up as curves."""
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(log_dir=str(folder))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(log_dir=str(folder))
     step, at = int(started_at.timestamp()), started_at.timestamp()
     for each in metrics:
         name = f"{each.model}/{each.part}/{each.name}".replace(" ", "_")
-        writer.add_scalar(name, each.value, step, walltime=at)  # type: ignore[no-untyped-call]
-    writer.add_scalar("run/seconds", seconds, step, walltime=at)  # type: ignore[no-untyped-call]
-    writer.close()  # type: ignore[no-untyped-call]
+        writer.add_scalar(name, each.value, step, walltime=at)
+    writer.add_scalar("run/seconds", seconds, step, walltime=at)
+    writer.close()
