@@ -248,6 +248,17 @@ def test_a_crash_at_any_step_of_a_flush_changes_nothing(world: World, tmp_path: 
     assert_same(world, whole)
 
 
+def test_reading_goes_on_where_the_state_ends_even_when_the_bus_never_heard_of_it(world: World) -> None:
+    forgetful = TrendsSettings(ring_max=1)  # the ring must not be what saves the counts
+    world.bus.publish([wire.encode_event(click(n, f"u{n}", "a", START)) for n in range(9)])
+    for _ in range(2):
+        source, consumer = world.bus.source("trends", consumer_topics(world)), world.consumer(forgetful)
+        run(source, consumer)
+        consumer.stop(())
+        source.close()
+    assert world.table().block(["a"]).counts[0, 5] == pytest.approx(9.0, rel=1e-3)
+
+
 def test_a_paused_owner_cannot_count_again_what_its_successor_counted(world: World) -> None:
     topics = consumer_topics(world)
     world.bus.publish([wire.encode_event(click(n, f"u{n}", "a", START)) for n in range(9)])
