@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -249,31 +249,30 @@ class EmbeddedSink:
             self._bus.published.notify_all()
 
     def _append(self, tickets: list[_Ticket]) -> None:
+        number = self._number
+        placed = [[Partition(m.topic, number(m.key)) for m in t.messages] for t in tickets]  # before the lock is taken
         with files.transaction(self._connection):
             accepted_us = self._bus.accepted_us()
             ends: dict[Partition, int] = {}
             rows: list[tuple[int, int, str, bytes, int]] = []
-            for ticket in tickets:
-                ticket.coordinates = tuple(self._place(m, ends, rows, accepted_us) for m in ticket.messages)
+            for ticket, partitions in zip(tickets, placed, strict=True):
+                ticket.coordinates = tuple(self._coordinates(partitions, ends))
+                rows += [
+                    (self._places[p], c.offset, m.key, m.value, accepted_us)
+                    for p, c, m in zip(partitions, ticket.coordinates, ticket.messages, strict=True)
+                ]
             self._connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?)", rows)
             self._connection.executemany(
                 "UPDATE places SET next_offset = ? WHERE place = ?", [(o, self._places[p]) for p, o in ends.items()]
             )
 
-    def _place(
-        self,
-        message: Outgoing,
-        ends: dict[Partition, int],
-        rows: list[tuple[int, int, str, bytes, int]],
-        accepted_us: int,
-    ) -> Coordinate:
-        partition = Partition(message.topic, self._number(message.key))
-        offset = ends.get(partition)
-        if offset is None:
-            offset = self._end(partition)
-        ends[partition] = offset + 1
-        rows.append((self._places[partition], offset, message.key, message.value, accepted_us))
-        return Coordinate(self._log_id, partition.topic, partition.number, offset)
+    def _coordinates(self, partitions: Sequence[Partition], ends: dict[Partition, int]) -> Iterator[Coordinate]:
+        for partition in partitions:
+            offset = ends.get(partition)
+            if offset is None:
+                offset = self._end(partition)
+            ends[partition] = offset + 1
+            yield Coordinate(self._log_id, partition.topic, partition.number, offset)
 
     def _end(self, partition: Partition) -> int:
         query = "SELECT place, next_offset FROM places WHERE topic = ? AND number = ?"

@@ -13,6 +13,7 @@ from services.domain import FreshrankError, Partition, StageUnavailable
 
 FORMAT = "1"
 WAL_BYTES_MAX = 64 * 1024 * 1024
+LOOK_EVERY_S = 0.001
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -88,7 +89,7 @@ def places_of(connection: sqlite3.Connection, topics: tuple[str, ...]) -> dict[i
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """One write transaction: all or nothing, durable on return."""
-    connection.execute("BEGIN IMMEDIATE")
+    _begin(connection)
     try:
         yield
         connection.execute("COMMIT")
@@ -105,6 +106,28 @@ def as_unavailable(path: Path, doing: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise StageUnavailable(f"the log {path} could not {doing}: {error}") from error
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    """Take the write lock, looking every millisecond until the connection's busy timeout.
+
+    SQLite's own wait backs off to 100 ms a look: beside a steady publisher, a consumer's commit then starves for
+    seconds (measured: 2.9 s, and "database is locked"), because the lock is free for milliseconds only.
+    """
+    busy_timeout_ms = connection.execute("PRAGMA busy_timeout").fetchone()[0]
+    until = time.monotonic() + busy_timeout_ms / 1000
+    connection.execute("PRAGMA busy_timeout=0")
+    try:
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(LOOK_EVERY_S)
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={busy_timeout_ms}")
 
 
 def _write_ahead(connection: sqlite3.Connection, busy_timeout_ms: int) -> None:
