@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from traceback import format_exception
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,7 +28,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 500
+        status = 0
 
         async def noting_send(message: Message) -> None:
             nonlocal status
@@ -40,6 +41,10 @@ class Edge:
                 await respond("too-large", self._too_large())(scope, receive, noting_send)
             else:
                 await self._app(scope, self._counting(receive), noting_send)
+        except Exception as error:  # answered with a problem already; raised again for us to log it, once
+            log.error("request_failed", path=scope["path"], traceback="".join(format_exception(error)))
+            if status == 0:
+                raise
         finally:
             _note(scope, status, time.perf_counter() - started)
 

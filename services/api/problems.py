@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -11,8 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.domain import BadRequest, StageUnavailable, WireError
-
-log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
 TYPES = {
@@ -102,6 +99,5 @@ def _http(_request: Request, error: Exception) -> Response:
     return respond(_BY_STATUS.get(error.status_code, "bad-request"), str(error.detail))
 
 
-def _internal(request: Request, error: Exception) -> Response:
-    log.error("request_failed", path=request.url.path, error=repr(error), exc_info=error)
+def _internal(_request: Request, _error: Exception) -> Response:
     return respond("internal", "this is logged; nothing is known to be wrong with the request")

@@ -13,7 +13,7 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
-from services.domain import SettingsInvalid
+from services.domain import FreshrankError, SettingsInvalid
 
 log = structlog.get_logger()
 PORTS_TRIED = 100
@@ -82,14 +82,16 @@ def make_server(app: ASGIApp, drain_s: float, ready: Callable[[], None] = lambda
 def serve(app: ASGIApp, bound: socket.socket, drain_s: float, ready: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGTERM or SIGINT, let running requests finish (at most `drain_s`), then return.
 
-    Raises SettingsInvalid when the app does not start; the cause is logged.
+    Raises FreshrankError when the app does not start; the cause is logged.
     """
     server = make_server(app, drain_s, ready)
+    port = port_of(bound)
     with _returning_on_signal():
-        server.run(sockets=[bound])
-    if not server.started:
-        raise SettingsInvalid("the API did not start; the log says why")
-    log.info("drained", port=port_of(bound) if bound.fileno() >= 0 else None)
+        try:
+            server.run(sockets=[bound])
+        except SystemExit:  # how uvicorn says that the app's start raised
+            raise FreshrankError("the API did not start; the log says why") from None
+    log.info("drained", port=port)
 
 
 @contextmanager

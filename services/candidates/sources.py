@@ -6,7 +6,7 @@ category), so that a busy user still gets a full list; the filters stay the rule
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,16 +16,16 @@ from services.domain import Candidate, Query, UserState, to_us
 from services.items import ItemTable
 from services.ports import CandidateSource
 
+Ranked = Sequence[tuple[str, float]]
+
 COVISIT_STARTS = 10
 """How many of the newest positive items of a history lead to co-visits."""
 
 OVERFETCH_MAX = 1000
 """Most that an index is asked for beyond the limit, to make up for what is passed over."""
 
-RANKED_MAX = 300
-"""How deep the trending and new rankings are read; with a category, CATEGORY_DEPTH times deeper."""
-
-CATEGORY_DEPTH = 20
+RANKING_DEPTHS = (100, 1000, 10_000)
+"""How deep the trending and new rankings are read, until enough is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +69,12 @@ class CovisitSource:
         for place, start in enumerate(starts):
             for item_id, weight in self.items.covisits(start):
                 share = weight / (1 + place)  # what was taken last leads furthest
-                total[item_id] = total.get(item_id, 0.0) + share
-                strongest[item_id] = max(strongest.get(item_id, (0.0, start)), (share, start), key=lambda s: s[0])
+                known = total.get(item_id)
+                total[item_id] = share if known is None else known + share
+                if known is None or share > strongest[item_id][0]:
+                    strongest[item_id] = (share, start)
         best = sorted(total.items(), key=lambda found: (-found[1], found[0]))
-        kept = _kept(self.items, query, user, best)[: self.limit]
+        kept = _kept(self.items, query, user, best, self.limit)
         return tuple(Candidate(i, self.name, s, rank, strongest[i][1]) for rank, (i, s) in enumerate(kept))
 
 
@@ -88,8 +90,7 @@ class TrendingSource:
         """CandidateSource."""
         if not _is_open(query):
             return ()
-        best = self.items.trending(to_us(query.asked_at), _depth(query))
-        kept = _kept(self.items, query, user, best)[: max(self.limit, query.limit)]
+        kept = _deep_enough(self.items, self.items.trending, query, user, max(self.limit, query.limit))
         return tuple(Candidate(item_id, self.name, 1 / (1 + rank), rank) for rank, (item_id, _) in enumerate(kept))
 
 
@@ -105,8 +106,7 @@ class NewSource:
         """CandidateSource."""
         if not _is_open(query):
             return ()
-        newest = self.items.newest(to_us(query.asked_at), _depth(query))
-        kept = _kept(self.items, query, user, newest)[: self.limit]
+        kept = _deep_enough(self.items, self.items.newest, query, user, self.limit)
         return tuple(Candidate(item_id, self.name, 1 / (1 + rank), rank) for rank, (item_id, _) in enumerate(kept))
 
 
@@ -126,7 +126,7 @@ class RelatedSource:
         like, limit = query.like, max(self.limit, query.limit)
         together = [item_id for item_id, _ in self.items.covisits(like)]
         merged = _in_turn(self._similar(query, like, limit), together)
-        kept = _kept(self.items, query, user, [(item_id, 0.0) for item_id in merged])[:limit]
+        kept = _kept(self.items, query, user, [(item_id, 0.0) for item_id in merged], limit)
         return tuple(Candidate(i, self.name, 1 / (1 + rank), rank, like) for rank, (i, _) in enumerate(kept))
 
     def _similar(self, query: Query, like: str, limit: int) -> list[str]:
@@ -165,24 +165,37 @@ def _is_open(query: Query) -> bool:
     return query.like is None and not query.among
 
 
-def _depth(query: Query) -> int:
-    return RANKED_MAX * CATEGORY_DEPTH if query.categories else RANKED_MAX
-
-
 def _passed_over(query: Query, user: UserState) -> frozenset[int]:
     """Hashes of what this user has seen, where the question wants that dropped."""
     return frozenset(item_hash for _, item_hash in user.seen) if query.seen == "drop" else frozenset()
 
 
-def _kept(
-    items: ItemTable, query: Query, user: UserState, found: Sequence[tuple[str, float]]
+def _deep_enough(
+    items: ItemTable, ranking: Callable[[int, int], Ranked], query: Query, user: UserState, limit: int
 ) -> list[tuple[str, float]]:
-    """What is neither seen nor excluded nor of another category, in its order."""
+    """The first `limit` of a ranking that are neither seen nor excluded, read deeper until there are as many."""
+    kept: list[tuple[str, float]] = []
+    for depth in RANKING_DEPTHS:
+        ranked = ranking(to_us(query.asked_at), depth)
+        kept = _kept(items, query, user, ranked, limit)
+        if len(kept) == limit or len(ranked) < depth:
+            break
+    return kept
+
+
+def _kept(items: ItemTable, query: Query, user: UserState, found: Ranked, limit: int) -> list[tuple[str, float]]:
+    """The first `limit` that are neither seen nor excluded nor of another category, in their order."""
     passed = _passed_over(query, user)
-    item_ids = [item_id for item_id, _ in found]
-    fresh = [h not in passed for h in items.hashes(item_ids).tolist()] if passed else [True] * len(found)
-    wanted = _wanted(items, query, item_ids)
-    return [each for each, new, want in zip(found, fresh, wanted, strict=True) if new and want]
+    kept: list[tuple[str, float]] = []
+    for start in range(0, len(found), 2 * limit):
+        some = found[start : start + 2 * limit]
+        item_ids = [item_id for item_id, _ in some]
+        fresh = [h not in passed for h in items.hashes(item_ids).tolist()] if passed else [True] * len(some)
+        wanted = _wanted(items, query, item_ids)
+        kept += [each for each, new, want in zip(some, fresh, wanted, strict=True) if new and want]
+        if len(kept) >= limit:
+            break
+    return kept[:limit]
 
 
 def _wanted(items: ItemTable, query: Query, item_ids: Sequence[str]) -> list[bool]:
