@@ -27,12 +27,12 @@ class ModelConfig:
     history: int = 50
     dropout: float = 0.3
     id_dropout: float = 0.3
-    temperature: float = 0.07
-    recency_half_life_days: float = 30.0
+    temperature: float = 0.1
+    recency_half_life_days: float = 15.0
     """An event this much older than the newest counts half as a target: taste drifts, and so does what is popular."""
 
     batch_targets: int = 1024
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
     weight_decay: float = 0.01
     warmup_steps: int = 50
     epochs_max: int = 100
@@ -52,10 +52,23 @@ class ModelConfig:
     @staticmethod
     def for_data(events: int, items: int, effort: Effort, seed: int = 1) -> ModelConfig:
         """The defaults for a data set of this size; `items` bounds the width of the batches, so that logits fit."""
-        config = ModelConfig(effort=effort, seed=seed, batch_targets=max(64, min(1024, 20_000_000 // max(items, 1))))
+        config = ModelConfig(
+            effort=effort,
+            seed=seed,
+            batch_targets=max(64, min(1024, 20_000_000 // max(items, 1))),
+            patience=2 if effort == "demo" else 4,
+        )
         if events <= 200_000:
             return config
-        larger = replace(config, blocks=2, history=64, dropout=0.2, id_dropout=0.2, reranker_hidden=(256, 128, 64))
+        larger = replace(
+            config,
+            blocks=2,
+            recency_half_life_days=30.0,
+            history=64,
+            dropout=0.2,
+            id_dropout=0.2,
+            reranker_hidden=(256, 128, 64),
+        )
         return larger if events <= 3_000_000 else replace(larger, width=128, heads=4, id_dropout=0.1)
 
     def tower_flop(self, tokens: int, targets: int, rows: int, steps: int) -> float:

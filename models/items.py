@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig
 
+ID_START = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class TextBasis:
@@ -68,7 +70,7 @@ class ItemEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.register_buffer("text", torch.zeros(rows, config.text_width), persistent=False)
         self.register_buffer("counts", torch.zeros(rows))
-        nn.init.normal_(self.ids, std=0.5)
+        nn.init.normal_(self.ids, std=ID_START)
         nn.init.constant_(self.mix.bias, 1.0)
 
     def forward(self) -> Tensor:

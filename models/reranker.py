@@ -75,7 +75,7 @@ class Reranker(nn.Module):
         logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # [B, heads, C, H + 1]
         shown = torch.cat([real.new_ones(batch, 1), real], dim=1)
         share = logits.masked_fill(~shown[:, None, None, :], float("-inf")).softmax(dim=-1)
-        said = (share @ value).transpose(1, 2).reshape(batch, candidates.shape[1], -1)
+        said = (share @ value).transpose(1, 2).reshape(batch, candidates.shape[1], self.value.out_features)
         assert share.shape[-1] == length + 1, f"{share.shape} is not a share of {length} events and the null slot"
         return said, share[..., 0].transpose(1, 2)
 

@@ -12,6 +12,7 @@ from models.batches import HeldOut, Sequences
 
 TOKENS_MAX_PER_TARGET = 6
 """A batch is closed, too, when padding makes it this many times as large as its targets."""
+WEIGHT_MIN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,13 @@ def cut_windows(sequences: Sequences, length: int) -> Windows:
 
 
 def target_weights(sequences: Sequences, half_life_days: float) -> NDArray[np.float32]:
-    """How much each event counts as a target: 0 unless positive and known, else halved per `half_life_days` of age."""
+    """How much each event counts as a target: 0 unless positive and known, else halved per `half_life_days` of age, and
+    0 below WEIGHT_MIN: what counts so little is not worth its arithmetic (it is still read as history)."""
     newest_s = int(sequences.times_s.max(initial=0))
     age_days = (newest_s - sequences.times_s) / 86400.0
     weights = np.exp2(-age_days / half_life_days)
-    return np.where(sequences.positive & (sequences.rows > 0), weights, 0.0).astype(np.float32)
+    counted = sequences.positive & (sequences.rows > 0) & (weights >= WEIGHT_MIN)
+    return np.where(counted, weights, 0.0).astype(np.float32)
 
 
 def batches(

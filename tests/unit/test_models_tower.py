@@ -1,0 +1,125 @@
+"""The tower's promises, on random weights: it never looks ahead, padding changes nothing, the newest is the last."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from model_world import TINY
+
+from models.items import ItemEncoder, TextBasis
+from models.tower import UserTower, time_bucket
+
+CONFIGS = [replace(TINY, blocks=1), replace(TINY, blocks=2)]
+
+
+def _inputs(batch: int = 2, length: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(batch, length, TINY.width, generator=generator), dim=-1)
+    actions = torch.randint(1, 3, (batch, length), generator=generator)
+    times_s = 1_700_000_000 + torch.cumsum(torch.randint(1, 5000, (batch, length), generator=generator), dim=1)
+    return vectors, actions, times_s, torch.ones(batch, length, dtype=torch.bool)
+
+
+def _tower(config: object = TINY) -> UserTower:
+    torch.manual_seed(1)
+    tower = UserTower(3, config).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for each in (tower.by_distance, tower.by_gap):
+            each.normal_()
+    return tower
+
+
+def test_gaps_fall_into_buckets_by_their_logarithm() -> None:
+    gaps = torch.tensor([-5, 0, 1, 2, 60, 86_400, 10**9, 10**15])
+    # floor(ln 2 / .301) = 2, floor(4.094 / .301) = 13, floor(11.367 / .301) = 37, floor(20.72 / .301) = 68: so 63.
+    assert time_bucket(gaps).tolist() == [0, 0, 0, 2, 13, 37, 63, 63]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_what_comes_later_changes_nothing_before(config: object) -> None:
+    tower = _tower(config)
+    vectors, actions, times_s, real = _inputs()
+    asked = torch.cat([times_s, times_s[:, -1:] + 60], dim=1)
+    before = tower(vectors, actions, times_s, asked, real)
+    changed = vectors.clone()
+    changed[:, 3] = -changed[:, 3]
+    after = tower(changed, actions, times_s, asked, real)
+    assert torch.allclose(before[:, :4], after[:, :4], atol=1e-6)
+    assert not torch.allclose(before[:, 4:], after[:, 4:], atol=1e-3)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_newest_vector_is_the_last_of_all(config: object) -> None:
+    tower = _tower(config)
+    vectors, actions, times_s, real = _inputs()
+    now_s = times_s[:, -1] + 3600
+    every = tower(vectors, actions, times_s, torch.cat([times_s, now_s[:, None]], dim=1), real)
+    assert torch.allclose(every[:, -1], tower.newest(vectors, actions, times_s, now_s, real), atol=1e-5)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_padding_at_the_front_changes_nothing(config: object) -> None:
+    tower = _tower(config)
+    vectors, actions, times_s, real = _inputs()
+    now_s = times_s[:, -1] + 3600
+    padded = [
+        torch.cat([each.new_zeros(2, 4, *each.shape[2:]), each], dim=1) for each in (vectors, actions, times_s, real)
+    ]
+    plain = tower.newest(vectors, actions, times_s, now_s, real)
+    assert torch.allclose(plain, tower.newest(*padded[:3], now_s, padded[3]), atol=1e-5)
+
+
+def test_a_stranger_has_a_vector_of_length_1() -> None:
+    empty = torch.zeros(1, 0, TINY.width), torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.int64)
+    found = _tower().newest(*empty, torch.tensor([1_700_000_000]), torch.zeros(1, 0, dtype=torch.bool))
+    assert found.norm().item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_time_since_the_newest_event_matters() -> None:
+    tower = _tower()
+    vectors, actions, times_s, real = _inputs()
+    soon = tower.newest(vectors, actions, times_s, times_s[:, -1] + 10, real)
+    late = tower.newest(vectors, actions, times_s, times_s[:, -1] + 30 * 86_400, real)
+    assert not torch.allclose(soon, late, atol=1e-3)
+
+
+def test_an_item_never_seen_stands_where_its_text_does() -> None:
+    torch.manual_seed(0)
+    encoder = ItemEncoder(4, TINY).eval()
+    texts = torch.randn(4, TINY.text_width)
+    texts[0] = 0
+    encoder.text.copy_(texts)
+    with torch.no_grad():
+        encoder.ids[2] = 0.0
+        table, cold = encoder(), encoder.cold(texts)
+    assert torch.allclose(table[2], cold[2], atol=1e-6), "no id and no count: text alone"
+    assert not torch.allclose(table[1], cold[1], atol=1e-2)
+    assert table[0].abs().sum() == 0
+    assert torch.allclose(table[1:].norm(dim=1), torch.ones(3), atol=1e-5)
+
+
+def test_an_item_without_text_is_nothing_when_cold() -> None:
+    assert ItemEncoder(3, TINY).eval().cold(torch.zeros(2, TINY.text_width)).abs().sum() == 0
+
+
+def test_the_text_basis_whitens_and_leaves_missing_text_at_zero() -> None:
+    rng = np.random.default_rng(0)
+    texts = rng.normal(size=(500, 3)).astype(np.float32) * np.array([10.0, 1.0, 1e-4], dtype=np.float32) + 5
+    texts[7] = 0
+    basis = TextBasis.fitted(texts, width=4)
+    reduced = basis.reduced(texts)
+    assert reduced.shape == (500, 4)
+    assert reduced[7].tolist() == [0, 0, 0, 0]
+    others = np.delete(reduced, 7, axis=0)
+    assert np.abs(others.mean(axis=0)).max() < 1e-4
+    assert 0.8 < others[:, 0].std() <= 1.0
+    assert others[:, 2:].std() == 0, "axes that carry nothing are left out"
+
+
+def test_a_corpus_of_one_text_still_has_a_basis() -> None:
+    assert np.isfinite(
+        TextBasis.fitted(np.eye(1, 5, dtype=np.float32), width=3).reduced(np.ones((2, 5), np.float32))
+    ).all()
