@@ -97,12 +97,15 @@ class FeaturesConsumer:
         """Fold onto what is stored and append every row to the history; the last of each user, and how many rows."""
         rows: list[UserState] = []
         last: list[UserState] = []
+        late = duplicates = 0
         for state in self._read(tuple(by_user)):
             folded = fold_each(state, by_user[state.user_id])
-            EVENTS_LATE.inc(folded.late)
-            EVENTS_DUPLICATE.inc(folded.duplicates)
+            late += folded.late
+            duplicates += folded.duplicates
             rows += folded.rows
             last += folded.rows[-1:]
+        EVENTS_LATE.inc(late)
+        EVENTS_DUPLICATE.inc(duplicates)
         self._store.append_history(rows, self._now())
         return last, len(rows)
 

@@ -89,6 +89,7 @@ def interaction(event: Event, rules: KindRules) -> Interaction | None:
     )
 
 
+@lru_cache(maxsize=4096)
 def float32(number: float) -> float:
     """The number as the store gives it back; infinite where it does not fit."""
     try:

@@ -17,11 +17,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from feast.infra.key_encoding_utils import serialize_entity_key
 from feast_home import feast_at
 
 from feature_repo.definitions import COUNTS, item_stats, user_behaviour
 from feature_repo.stores.parquet_offline import declared_schema, folder_of
 from feature_repo.stores.parts_io import append_part, live_parts, merge_levels
+from feature_repo.stores.sqlite_online import text_key
 from services.domain import Interaction, UserState, from_us
 from services.features.columns import (
     HISTORY_FEATURES,
@@ -156,6 +158,11 @@ def test_feasts_own_write_never_replaces_a_newer_row(store: Any) -> None:
         write(at_us, count)
     ((at, values),) = store.provider.online_read(store.config, item_stats, [key])
     assert (at, values["clicks_1h"].float_val) == (from_us(T0 + 3), 4.0)
+
+
+@pytest.mark.parametrize("user_id", ["a", "", "Ünïcode/ 1", "x" * 256])
+def test_a_key_of_one_text_is_feasts(user_id: str) -> None:
+    assert text_key("user_id", user_id) == serialize_entity_key(OnlineCodec().key("user_id", user_id), 3)
 
 
 def test_the_registry_is_written_once(store: Any) -> None:
