@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from services.api.runtime import Run
 from services.candidates.filters import standard_filters
 from services.candidates.sources import standard_sources
 from services.candidates.vectors import ItemVectors
+from services.catalogue.cards import MemoryCatalogue
 from services.domain import (
     Candidate,
     Interaction,
@@ -156,8 +156,7 @@ class MemoryRuntime:
         self.sink, self.view = self.bus.sink(), self.bus.view()
         self.features = MemoryFeatureStore(rows)
         self.items = film_table()
-        self.cards: dict[str, object] = {}
-        self.catalogue = SimpleNamespace(cards=lambda ids: tuple(self.cards.get(i) for i in ids))
+        self.catalogue = MemoryCatalogue()
         self.registry = MemoryRegistry()
         self.quarantine = MemoryQuarantine()
         self.slates = MemorySlateLog()

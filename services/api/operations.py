@@ -98,7 +98,7 @@ def _release(info: ReleaseInfo) -> dict[str, object]:
 def _run(run: Run) -> dict[str, object]:
     return {
         "run_id": run.run_id, "state": run.state, "effort": run.effort, "started_at": run.started_at,
-        "ended_at": run.ended_at, "seconds": run.seconds, "release_id": run.release_id, "message": run.message,
+        "ended_at": run.ended_at, "seconds": run.seconds, "release_id": run.release_id or None, "message": run.message,
         "metrics": [_metric(each) for each in run.metrics],
     }  # fmt: skip
 

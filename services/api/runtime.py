@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
@@ -14,19 +13,35 @@ from services.recommend import Stages
 from services.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Protocol):
     """One training run as the registry remembers it; `ended_at` is None while it runs (or if it died)."""
 
-    run_id: str
-    state: str
-    effort: str
-    started_at: datetime
-    ended_at: datetime | None
-    seconds: float
-    release_id: str | None
-    message: str
-    metrics: tuple[Metric, ...] = ()
+    @property
+    def run_id(self) -> str: ...
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def effort(self) -> str: ...
+
+    @property
+    def started_at(self) -> datetime: ...
+
+    @property
+    def ended_at(self) -> datetime | None: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+    @property
+    def release_id(self) -> str: ...
+
+    @property
+    def message(self) -> str: ...
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]: ...
 
 
 class Runtime(Protocol):

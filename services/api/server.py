@@ -13,7 +13,7 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
-from services.domain import FreshrankError, SettingsInvalid
+from services.domain import SettingsInvalid, StageUnavailable
 
 log = structlog.get_logger()
 PORTS_TRIED = 100
@@ -82,7 +82,7 @@ def make_server(app: ASGIApp, drain_s: float, ready: Callable[[], None] = lambda
 def serve(app: ASGIApp, bound: socket.socket, drain_s: float, ready: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGTERM or SIGINT, let running requests finish (at most `drain_s`), then return.
 
-    Raises FreshrankError when the app does not start; the cause is logged.
+    Raises StageUnavailable when the app does not start; the cause is logged.
     """
     server = make_server(app, drain_s, ready)
     port = port_of(bound)
@@ -90,7 +90,7 @@ def serve(app: ASGIApp, bound: socket.socket, drain_s: float, ready: Callable[[]
         try:
             server.run(sockets=[bound])
         except SystemExit:  # how uvicorn says that the app's start raised
-            raise FreshrankError("the API did not start; the log says why") from None
+            raise StageUnavailable("the API did not start; the log says why") from None
     log.info("drained", port=port)
 
 

@@ -19,12 +19,11 @@ from serving_world import NOW, MemoryRuntime, user
 from services.api.app import create_app, create_routes
 from services.api.cursor import cursor_of, shown_before
 from services.api.problems import Problem
-from services.api.runtime import Run
 from services.domain import (
     TOPIC_EVENTS,
     TOPIC_ITEMS,
     Coordinate,
-    ItemCard,
+    ItemChange,
     Metric,
     PartHealth,
     Rejected,
@@ -32,6 +31,7 @@ from services.domain import (
     StageUnavailable,
 )
 from services.settings import Settings
+from services.training.registry import RunInfo
 from services.wire import decode_event, decode_item
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "openapi.json"
@@ -322,8 +322,10 @@ def test_items_are_put_patched_and_deleted_by_message(client: TestClient, runtim
 def test_an_item_answers_with_its_card_and_counts_and_an_unknown_one_is_404(
     client: TestClient, runtime: MemoryRuntime
 ) -> None:
-    runtime.cards["s1"] = ItemCard("s1", "Film s1", categories=("Space",))
+    put = ItemChange("s1", "put", {"title": "Film s1", "categories": ("Space",)}, NOW, NOW)
+    runtime.catalogue.apply([(Coordinate("l", TOPIC_ITEMS, 0, 0), put)])
     answer = client.get("/v1/items/s1").json()
+    assert answer["card"]["title"] == "Film s1"
     assert (answer["title"], answer["servable"], answer["counts"]["clicks"]["24h"]) == ("Film s1", True, 8.0)
     assert answer["taken_together"][0]["item_id"] == "s3"
     assert is_problem(client.get("/v1/items/nobody"), 404, "not-found")
@@ -351,7 +353,7 @@ def test_releases_runs_and_the_quarantine_are_listed(client: TestClient, runtime
     assert client.get("/v1/releases").json()["releases"][0]["live"] is True
     assert is_problem(client.post("/v1/releases/r2/promote"), 404, "not-found")
 
-    runtime.past_runs = (Run("run1", "failed", "demo", NOW, None, 3.5, None, "no events"),)
+    runtime.past_runs = (RunInfo("run1", NOW, None, "failed", "demo", "", "no events", (), 3.5),)
     assert client.get("/v1/runs").json()["runs"][0]["message"] == "no events"
 
     runtime.quarantine.add([Rejected(Coordinate("l", TOPIC_EVENTS, 0, 4), "not_json", "x", b"\xff{", NOW)])

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SLOW_APP = """
 import asyncio, sys
 from services.api.server import bind, port_of, serve
-from services.domain import FreshrankError
+from services.domain import StageUnavailable
 
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
@@ -42,7 +42,7 @@ async def app(scope, receive, send):
 bound = bind("127.0.0.1", 0)
 try:
     serve(app, bound, 5, lambda: (sys.stdout.write(f"{port_of(bound)}\\n"), sys.stdout.flush()))
-except FreshrankError as error:
+except StageUnavailable as error:
     sys.stdout.write(f"refused: {error}\\n")
 sys.stdout.write("returned\\n")
 """
