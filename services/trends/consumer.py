@@ -169,7 +169,8 @@ class TrendsConsumer:
 
     # ------------------------------------------------------------------------------------------- taking in
 
-    def _take(self, messages: Sequence[Message]) -> None:
+    def _take(self, given: Sequence[Message]) -> None:
+        messages = [message for message in given if self._is_news(message)]
         events: list[tuple[Message, Event]] = []
         slates: list[tuple[Message, Slate]] = []
         erased = self._erased()
@@ -227,6 +228,11 @@ class TrendsConsumer:
         if unknown:
             with self._engine.connect() as connection:
                 self._users.load(store.load_recent(connection, unknown))
+
+    def _is_news(self, message: Message) -> bool:
+        """Not taken in before: a batch comes again when a flush failed on the way."""
+        owned = self._partition_of(message)
+        return message.coordinate.offset >= owned.next_offset or message.coordinate.log_id != owned.log_id
 
     def _partition_of(self, message: Message) -> _Owned:
         return self._by_place[message.coordinate.topic, message.coordinate.partition]

@@ -259,6 +259,28 @@ def test_reading_goes_on_where_the_state_ends_even_when_the_bus_never_heard_of_i
     assert world.table().block(["a"]).counts[0, 5] == pytest.approx(9.0, rel=1e-3)
 
 
+def test_a_batch_given_again_after_a_failed_flush_is_counted_once(world: World) -> None:
+    world.bus.publish([wire.encode_event(click(n, f"u{n}", "a", START)) for n in range(9)])
+    settings = TrendsSettings(flush_events=1, ring_max=1)
+    failures = [crash_in_rows]
+    world.clock[0] += timedelta(days=1)
+
+    def fails_once(*rows: object) -> None:
+        if failures:
+            failures.pop()(*rows)
+        world.append(*rows)  # type: ignore[arg-type]
+
+    consumer = TrendsConsumer(world.engine, RULES, fails_once, write_parts, world.bus.log_id, world.now, settings)
+    source = world.bus.source("trends", consumer.topics)
+    consumer.start(source, source.poll(50, 0).gained)
+    batch = source.poll(50, 0)
+    with pytest.raises(RuntimeError, match="crash"):
+        consumer.apply(batch)
+    source.commit(consumer.apply(batch))
+    assert sum(source.lag().values()) == 0
+    assert world.table().block(["a"]).counts[0, 5] == pytest.approx(9.0, rel=1e-3)
+
+
 def test_a_paused_owner_cannot_count_again_what_its_successor_counted(world: World) -> None:
     topics = consumer_topics(world)
     world.bus.publish([wire.encode_event(click(n, f"u{n}", "a", START)) for n in range(9)])
