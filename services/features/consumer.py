@@ -16,7 +16,6 @@ from services.domain import (
     Interaction,
     KindRules,
     Partition,
-    StageUnavailable,
     UserState,
     to_us,
 )
@@ -116,11 +115,7 @@ class FeaturesConsumer:
 
     def _write(self, last: Sequence[UserState]) -> tuple[str, ...]:
         """Write the rows; the users whose row somebody else has written since it was read, to be folded again."""
-        try:
-            refused = self._store.write(last)
-        except StageUnavailable:
-            self._stored.clear()  # what is stored is not known
-            raise
+        refused = self._store.write(last)
         if refused:
             ROWS_REFUSED.inc(len(refused))
             self._stored.clear()
