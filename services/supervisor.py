@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -33,11 +34,13 @@ EXIT_SETTINGS = 2
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One supervised process: its name in logs, its command, and the folder for its output (None: ours)."""
+    """One supervised process: its name in logs, its command, the file for its output (None: ours), and environment
+    variables on top of ours."""
 
     name: str
     command: tuple[str, ...]
     output: Path | None = None
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(slots=True)
@@ -147,13 +150,15 @@ class Supervisor:
 
 def start(service: Service) -> subprocess.Popen[bytes]:
     """The process of a service, in a session of its own so that Ctrl-C reaches only the supervisor."""
-    if service.output is None:
-        return subprocess.Popen(service.command, stdin=subprocess.DEVNULL, start_new_session=True)
-    service.output.parent.mkdir(parents=True, exist_ok=True)
-    with service.output.open("ab") as output:
+    with ExitStack() as opened:
+        output = None
+        if service.output is not None:
+            service.output.parent.mkdir(parents=True, exist_ok=True)
+            output = opened.enter_context(service.output.open("ab"))
         return subprocess.Popen(
-            service.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
+            service.command, env=os.environ | dict(service.environment), stdin=subprocess.DEVNULL,
+            stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
 
 
 def drain(running: Sequence[Running], drain_s: float) -> None:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from services.supervisor import Service
 
 CONSUMERS = ("features", "trends", "archive", "catalogue")
+ONE_THREAD = (("OMP_NUM_THREADS", "1"), ("TOKENIZERS_PARALLELISM", "false"))
+"""Several processes share the cores: more threads in each would mostly wait for each other (text vectors: 57 a second
+of processor time with two threads on two busy cores, 200 with one)."""
+
 WatchParent = Annotated[bool, typer.Option("--watch-parent", hidden=True)]
 
 
@@ -37,7 +41,11 @@ def run(
     context: typer.Context,
     port: Annotated[int | None, typer.Option(help="Wanted port of the API (default: the setting api_port).")] = None,
     logs: Annotated[Path | None, typer.Option(help="Folder for one log file per process (default: stderr).")] = None,
-    watch_parent: WatchParent = False,
+    watch_parent: ONE_THREAD = (("OMP_NUM_THREADS", "1"), ("TOKENIZERS_PARALLELISM", "false"))
+"""Several processes share the cores: more threads in each would mostly wait for each other (text vectors: 57 a second
+of processor time with two threads on two busy cores, 200 with one)."""
+
+WatchParent = False,
 ) -> None:
     """Run everything until Ctrl-C.
 
@@ -60,7 +68,7 @@ def services(port: int, logs: Path | None) -> tuple[Service, ...]:
 
     def service(name: str, *arguments: str) -> Service:
         command = (sys.executable, "-m", "services.cli", *arguments, "--watch-parent")
-        return Service(name, command, logs / f"{name}.log" if logs else None)
+        return Service(name, command, logs / f"{name}.log" if logs else None, ONE_THREAD)
 
     return (
         service("api", "serve", "--port", str(port)),
@@ -75,7 +83,11 @@ def consume(
     until_caught_up: Annotated[bool, typer.Option("--until-caught-up", help="End when nothing is left to do.")] = False,
     schedule: Annotated[bool, typer.Option("--schedule", help="Run the scheduler of retraining, too.")] = False,
     as_json: Json = False,
-    watch_parent: WatchParent = False,
+    watch_parent: ONE_THREAD = (("OMP_NUM_THREADS", "1"), ("TOKENIZERS_PARALLELISM", "false"))
+"""Several processes share the cores: more threads in each would mostly wait for each other (text vectors: 57 a second
+of processor time with two threads on two busy cores, 200 with one)."""
+
+WatchParent = False,
 ) -> None:
     """Run consumers in this process."""
     from services import processes
@@ -112,7 +124,11 @@ def _scheduler(settings: Settings, stopping: threading.Event) -> Iterator[None]:
 def serve(
     context: typer.Context,
     port: Annotated[int | None, typer.Option(help="Wanted port; the next free one is taken, and said.")] = None,
-    watch_parent: WatchParent = False,
+    watch_parent: ONE_THREAD = (("OMP_NUM_THREADS", "1"), ("TOKENIZERS_PARALLELISM", "false"))
+"""Several processes share the cores: more threads in each would mostly wait for each other (text vectors: 57 a second
+of processor time with two threads on two busy cores, 200 with one)."""
+
+WatchParent = False,
 ) -> None:
     """Serve the API."""
     from services import processes, wiring

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,8 @@ import typer
 from services.commands.edge import Edge, Json, answer, bars, now
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from services.demo.plots import Plot
     from services.demo.showing import Showing
     from services.demo.story import Figures
@@ -88,7 +91,18 @@ def _play(stage: object, world: bool, size: float, seed: int, show: Showing) -> 
     assert isinstance(stage, Stage)
     with wiring.open_home(load_settings()) as opened:
         plot: Plot = WorldPlot(size, seed) if world else _films(stage.home)
-        return tell(plot, stage, Props(opened.sink, opened.view, now), show)
+        return tell(plot, stage, Props(opened.sink, opened.view, partial(_vectors, opened.engine), now), show)
+
+
+def _vectors(engine: Engine) -> int:
+    """How many items have their text vector."""
+    from sqlalchemy import func, select
+
+    from services.tables import items_live
+
+    with engine.connect() as connection:
+        counted = select(func.count()).select_from(items_live).where(items_live.c.part == "vector")
+        return int(connection.execute(counted).scalar_one())
 
 
 def _films(home: Path) -> Plot:

@@ -60,10 +60,11 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Props:
-    """What the story needs beside the stage: a way into the log, a look at it, and a clock."""
+    """What the story needs beside the stage: a way into the log, a look at it, items that have a vector, a clock."""
 
     sink: EventSink
     view: LogView
+    texts_done: Callable[[], int]
     now: Callable[[], datetime]
 
 
@@ -105,7 +106,15 @@ def pour(plot: Plot, stage: Stage, props: Props, show: Showing) -> tuple[Poured,
             return done >= ends
 
         stage.wait_for(caught_up, "the end of the consumers' work", CATCH_UP_S_MAX)
-    return poured, poured.events / max(time.monotonic() - first[0], 1e-3)
+        ended = time.monotonic()
+
+        def texts_done() -> bool:
+            done = props.texts_done()
+            progress(done, poured.items, "item texts into vectors")
+            return done >= poured.items
+
+        stage.wait_for(texts_done, "the end of the text vectors", CATCH_UP_S_MAX)
+    return poured, poured.events / max(ended - first[0], 1e-3)
 
 
 def train(stage: Stage, show: Showing) -> tuple[dict[str, Any], float]:
