@@ -21,6 +21,9 @@ Ranked = Sequence[tuple[str, float]]
 COVISIT_STARTS = 10
 """How many of the newest positive items of a history lead to co-visits."""
 
+COVISITS_PER_START = 25
+"""How many of the strongest co-visits of each are looked at."""
+
 OVERFETCH_MAX = 1000
 """Most that an index is asked for beyond the limit, to make up for what is passed over."""
 
@@ -67,7 +70,7 @@ class CovisitSource:
         total: dict[str, float] = {}
         strongest: dict[str, tuple[float, str]] = {}
         for place, start in enumerate(starts):
-            for item_id, weight in self.items.covisits(start):
+            for item_id, weight in self.items.covisits(start)[:COVISITS_PER_START]:
                 share = weight / (1 + place)  # what was taken last leads furthest
                 known = total.get(item_id)
                 total[item_id] = share if known is None else known + share
