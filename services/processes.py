@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +15,20 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.consume import consume
-from services.domain import TOPIC_EVENTS, TOPIC_ITEMS, TOPICS, PartHealth, Query, ReleaseInfo, Slate, StageUnavailable
+from services.domain import (
+    EPOCH,
+    TOPIC_EVENTS,
+    TOPIC_ITEMS,
+    TOPICS,
+    BadRequest,
+    Metric,
+    PartHealth,
+    Query,
+    ReleaseInfo,
+    Slate,
+    StageUnavailable,
+    Verdict,
+)
 from services.items import ItemTable
 from services.memory import MemorySlateLog
 from services.patience import Patience, PatientConsumer, PatientSource, Stopped
@@ -24,6 +40,7 @@ from services.wiring import Home, build_stages, load_release, now, open_home
 if TYPE_CHECKING:
     from services.candidates.vectors import ItemVectors
     from services.serving import Serving
+    from services.training.parts import ReleaseParts
     from services.training.registry import RunInfo
 
 Progress = Callable[[int, int, str], None]
@@ -213,3 +230,68 @@ def recommend_once(settings: Settings, query: Query) -> Slate:
             return recommend(query, instance.stages())
         finally:
             instance.stop()
+
+
+# -------------------------------------------------------------------------------------------- training
+
+
+def retrain(settings: Settings, progress: Progress = unwatched) -> Verdict:
+    """One training run in this process: built, fitted, judged, published, recorded; promoted if the gate says so."""
+    from services.retrain import Training
+    from services.training.lease import Lease
+    from services.training.report import Run, run_training
+
+    with open_home(settings) as home:
+        parts = _release_parts(home, progress)
+        lease = Lease(home.engine, "retrain", f"{socket.gethostname()} process {os.getpid()}", now)
+        run = Run(home.registry, lease, settings.home / "runs", settings.effort, now, settings.release_keep)
+        return run_training(Training(parts, home.registry), run)
+
+
+def evaluate(settings: Settings, progress: Progress = unwatched) -> tuple[Metric, ...]:
+    """The live release on everything that came after what it learned from, beside the baselines (`temporal`)."""
+    with open_home(settings) as home:
+        live = home.registry.live()
+        if live is None:
+            raise BadRequest("there is no live release to evaluate; `freshrank retrain` makes one")
+        return _release_parts(home, progress).measure(live, now())
+
+
+def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
+    from services.training.columns import columns_of_arrow
+    from services.training.cutoff import ItemsAtCut
+    from services.training.gate import Gate
+    from services.training.parts import Choices, ReleaseParts, Sources
+
+    s = home.settings
+    rules = s.kind_rules()
+    sources = Sources(
+        events=lambda until: columns_of_arrow(home.archive.events_table(EPOCH, until), rules),
+        history=home.history,
+        items_at=ItemsAtCut(home.items, home.history),
+        stages_for=lambda release, items, features: build_stages(release, items, features, MemorySlateLog(0))[0],
+        load=lambda info: load_release(info, s.device),
+    )
+    choices = Choices(
+        effort=s.effort, seed=s.seed, releases=s.home / "releases", text_encoder=s.text_encoder, device=s.device,
+        threads=s.train_threads, gate=Gate(s.judge_share, s.judge_days_max),
+    )  # fmt: skip
+    return ReleaseParts(sources, choices, progress)
+
+
+def run_scheduler(settings: Settings, stopped: Callable[[], bool]) -> None:
+    """Start a training run in a process of its own every `retrain_every_hours`, until `stopped`."""
+    from services.training.schedule import ChildCommand, RetrainSchedule
+
+    if settings.retrain_every_hours == 0:
+        return
+    every = timedelta(hours=settings.retrain_every_hours)
+    command = (sys.executable, "-m", "services.cli", "retrain", "--json")
+    environment = {"FRESHRANK_HOME": str(settings.home)}
+    with open_home(settings) as home:
+        child = ChildCommand(command, environment, settings.train_threads)
+        schedule = RetrainSchedule(str(home.engine.url), every, child)
+        schedule.start(now() + every)
+        while not stopped():
+            time.sleep(WATCH_EVERY_S)
+        schedule.stop()

@@ -23,7 +23,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def import_films(home: Path, films: Path) -> Figure:
-    """Import MovieTweetings into the log of a new home, nothing consumed; rows a second of wall clock, start included."""
+    """Import MovieTweetings into the log of a new home, nothing consumed; the start of the command is counted."""
     started = time.perf_counter()
     recipe = ("--recipe", "movietweetings", "--folder", str(films), "--shift-to", "now")
     command = [*CLI, "import", *recipe, "--no-wait", "--json"]

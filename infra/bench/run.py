@@ -33,10 +33,10 @@ def main() -> None:
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
     found: dict[str, Figure] = {}
-    for name in GROUPS:
+    for name, measured in GROUPS.items():
         if name in chosen:
             Console(stderr=True).print(f"measuring: {name}")
-            for each in GROUPS[name]():
+            for each in measured():
                 found[each.name] = each
                 Console(stderr=True).print("  ", *each.row())
     write(found)

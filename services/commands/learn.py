@@ -67,7 +67,7 @@ def evaluate(
         raise BadRequest(f"there is no protocol {protocol!r}; there is temporal")
     settings = settings_of(context, "evaluate")
     with bars(not as_json) as progress:
-        metrics = processes.evaluate(settings, protocol, progress)
+        metrics = processes.evaluate(settings, progress)
     answer(as_json, {"protocol": protocol, "metrics": metrics}, lambda: print_metrics(protocol, metrics))
 
 
