@@ -41,11 +41,7 @@ def run(
     context: typer.Context,
     port: Annotated[int | None, typer.Option(help="Wanted port of the API (default: the setting api_port).")] = None,
     logs: Annotated[Path | None, typer.Option(help="Folder for one log file per process (default: stderr).")] = None,
-    watch_parent: ONE_THREAD = (("OMP_NUM_THREADS", "1"), ("TOKENIZERS_PARALLELISM", "false"))
-"""Several processes share the cores: more threads in each would mostly wait for each other (text vectors: 57 a second
-of processor time with two threads on two busy cores, 200 with one)."""
-
-WatchParent = False,
+    watch_parent: WatchParent = False,
 ) -> None:
     """Run everything until Ctrl-C.
 
@@ -83,11 +79,7 @@ def consume(
     until_caught_up: Annotated[bool, typer.Option("--until-caught-up", help="End when nothing is left to do.")] = False,
     schedule: Annotated[bool, typer.Option("--schedule", help="Run the scheduler of retraining, too.")] = False,
     as_json: Json = False,
-    watch_parent: ONE_THREAD = (("OMP_NUM_THREADS", "1"), ("TOKENIZERS_PARALLELISM", "false"))
-"""Several processes share the cores: more threads in each would mostly wait for each other (text vectors: 57 a second
-of processor time with two threads on two busy cores, 200 with one)."""
-
-WatchParent = False,
+    watch_parent: WatchParent = False,
 ) -> None:
     """Run consumers in this process."""
     from services import processes
@@ -124,11 +116,7 @@ def _scheduler(settings: Settings, stopping: threading.Event) -> Iterator[None]:
 def serve(
     context: typer.Context,
     port: Annotated[int | None, typer.Option(help="Wanted port; the next free one is taken, and said.")] = None,
-    watch_parent: ONE_THREAD = (("OMP_NUM_THREADS", "1"), ("TOKENIZERS_PARALLELISM", "false"))
-"""Several processes share the cores: more threads in each would mostly wait for each other (text vectors: 57 a second
-of processor time with two threads on two busy cores, 200 with one)."""
-
-WatchParent = False,
+    watch_parent: WatchParent = False,
 ) -> None:
     """Serve the API."""
     from services import processes, wiring

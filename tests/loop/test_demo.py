@@ -21,7 +21,8 @@ def test_the_demo_on_a_small_world_tells_its_whole_story_and_leaves_no_process(t
     told = subprocess.run(
         [sys.executable, "-m", "services.cli", "--home", str(home), "demo", "--world", "--once", "--size", SIZE,
          "--port", "0", "--json"],
-        env=environment | {"FRESHRANK_TEXT_ENCODER": "hashing"}, cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=environment | {"FRESHRANK_TEXT_ENCODER": "hashing"},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert told.returncode == 0, told.stderr[-3000:]
     figures = json.loads(told.stdout.splitlines()[-1])
