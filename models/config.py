@@ -39,12 +39,12 @@ class ModelConfig:
     patience: int = 4
     held_out_max: int = 2000
 
-    reranker_heads: int = 4
+    reranker_heads: int = 2
     reranker_head_width: int = 16
     reranker_hidden: tuple[int, ...] = (128, 64)
     reranker_dropout: float = 0.1
     reranker_batch: int = 64
-    reranker_learning_rate: float = 1e-3
+    reranker_learning_rate: float = 2e-3
     reranker_epochs_max: int = 12
     reranker_patience: int = 2
     listwise_weight: float = 0.3
@@ -64,6 +64,7 @@ class ModelConfig:
             config,
             blocks=2,
             recency_half_life_days=30.0,
+            reranker_heads=4,
             history=64,
             dropout=0.2,
             id_dropout=0.2,

@@ -21,9 +21,10 @@ DAY_S = 86_400
 START_S = 1_700_000_000
 
 TINY = replace(
-    ModelConfig(effort="demo"), width=16, text_width=8, heads=2, history=12, dropout=0.1, id_dropout=0.1, epochs_max=12,
+    ModelConfig(effort="demo"), width=16, text_width=8, heads=2, history=12, dropout=0.1, id_dropout=0.1,
+    epochs_max=15, patience=15, temperature=0.07,
     batch_targets=64, learning_rate=1e-2, warmup_steps=5, reranker_hidden=(16,), reranker_batch=16,
-    reranker_learning_rate=1e-2, reranker_epochs_max=10, recency_half_life_days=1e6,
+    reranker_learning_rate=1e-2, reranker_epochs_max=20, reranker_patience=20, recency_half_life_days=1e6,
 )  # fmt: skip
 
 VOCABULARY = Vocabulary(tuple(f"item-{n}" for n in range(ITEMS)), ("click",))
