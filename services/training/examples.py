@@ -1,7 +1,9 @@
 """What the models are fitted to: sequences for the tower, requests with candidates for the reranker. Ids become rows.
 
-A request is a positive event on an item new to its user. What it may know is joined point-in-time, one microsecond
-before the event; its candidates are drawn from where serving draws them (the tower, trends, co-visits, new items).
+A request is a positive event on an item new to its user, asked some time before it: half of them one microsecond, the
+others up to days (but after the user's event before), because a list is also read long after the user's last click.
+What a request may know is joined point-in-time at the moment it is asked; its candidates are drawn from where serving
+draws them (the tower, trends, co-visits, new items).
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ from numpy.typing import NDArray
 
 from models.batches import HeldOut, Prefixes, RankingExamples, Sequences
 from models.vocabulary import Vocabulary
-from services.domain import HOUR_US, SECOND_US
+from services.domain import DAY_US, HOUR_US, SECOND_US
 from services.items import ItemTable
 from services.ports import FeatureHistory
 from services.signals import RANKING_FEATURES, HistoryBlock, ItemBlock, UserRows, ranking_features
 from services.training.columns import EventColumns
 
 ITEMS_ASKED_AT_ONCE = 200_000
+ASKED_AHEAD_SHARE = 0.5
+ASKED_AHEAD_US_MAX = 7 * DAY_US
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +40,11 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """R positive events to learn ranking from: codes, time, and the row that was taken. All int64 [R]."""
+    """R positive events to learn ranking from, in the order asked: user code, when the list is asked for (before the
+    event, and after what the user did before) and the row that was taken. All int64 [R]."""
 
     user_codes: NDArray[np.int64]
-    occurred_us: NDArray[np.int64]
+    asked_us: NDArray[np.int64]
     target_rows: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -47,7 +52,7 @@ class Requests:
 
     def keep(self, kept: NDArray[np.bool_]) -> Requests:
         """Only those marked."""
-        return Requests(self.user_codes[kept], self.occurred_us[kept], self.target_rows[kept])
+        return Requests(self.user_codes[kept], self.asked_us[kept], self.target_rows[kept])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,18 @@ class RequestRows:
 
     prefixes: Prefixes
     users: UserRows
+
+    def take(self, places: NDArray[np.int64]) -> RequestRows:
+        """Some of them, in the order asked."""
+        users = self.users
+        lengths = np.diff(users.offsets)[places]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        events = np.repeat(users.offsets[places] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        some = UserRows(
+            offsets, users.row_time_us[places], users.item_codes[events], users.item_ids, users.kind_codes[events],
+            users.kinds, users.occurred_us[events], users.weight[events],
+        )  # fmt: skip
+        return RequestRows(self.prefixes.take(places), some)
 
 
 def corpus_of(before: EventColumns, items: ItemTable) -> Corpus:
@@ -106,7 +123,14 @@ def held_out_after(corpus: Corpus, since_us: int, length: int, users_max: int, s
     return HeldOut(sequences.prefixes_of(wanted, length), sequences.rows[wanted])
 
 
-def requests_between(corpus: Corpus, since_us: int, until_us: int, requests_max: int, seed: int) -> Requests:
+def requests_between(
+    corpus: Corpus,
+    since_us: int,
+    until_us: int,
+    requests_max: int,
+    seed: int,
+    ahead_share: float = ASKED_AHEAD_SHARE,
+) -> Requests:
     """First positive events of a user on an item in `[since_us, until_us)`, in time order, at most `requests_max`."""
     events = corpus.events
     pairs = events.user_codes.astype(np.int64) * len(events.item_ids) + events.item_codes
@@ -116,15 +140,28 @@ def requests_between(corpus: Corpus, since_us: int, until_us: int, requests_max:
     fresh = fresh[(events.occurred_us[fresh] >= since_us) & (events.occurred_us[fresh] < until_us)]
     if len(fresh) > requests_max:
         fresh = np.sort(np.random.default_rng(seed).choice(fresh, requests_max, replace=False))
-    return Requests(
-        events.user_codes[fresh].astype(np.int64), events.occurred_us[fresh], corpus.rows[events.item_codes[fresh]]
-    )
+    asked_us = _asked(events, fresh, ahead_share, seed)
+    order = np.argsort(asked_us, kind="stable")
+    fresh = fresh[order]
+    return Requests(events.user_codes[fresh].astype(np.int64), asked_us[order], corpus.rows[events.item_codes[fresh]])
+
+
+def _asked(events: EventColumns, places: NDArray[np.int64], ahead_share: float, seed: int) -> NDArray[np.int64]:
+    """When the list is asked for that leads to each of the events at `places`. int64 [places]"""
+    rng = np.random.default_rng(seed)
+    order = np.lexsort((events.occurred_us, events.user_codes))
+    users, times = events.user_codes[order], events.occurred_us[order]
+    before = np.zeros(len(order), dtype=np.int64)
+    before[order[1:]] = np.where(users[1:] == users[:-1], times[:-1], 0)
+    ahead = np.where(rng.random(len(places)) < ahead_share, rng.integers(1, ASKED_AHEAD_US_MAX, len(places)), 1)
+    early = np.maximum(events.occurred_us[places] - ahead, before[places] + 1)
+    return np.minimum(early, events.occurred_us[places] - 1)
 
 
 def rows_of_requests(corpus: Corpus, history: FeatureHistory, requests: Requests, length: int) -> RequestRows:
-    """The user rows one microsecond before each request, and the newest `length` known events of each as a prefix."""
+    """The user rows at the moment of each request, and the newest `length` known events of each as a prefix."""
     user_ids = [corpus.events.user_ids[code] for code in requests.user_codes.tolist()]
-    users = history.users_at(user_ids, requests.occurred_us - 1)
+    users = history.users_at(user_ids, requests.asked_us)
     by_code = corpus.vocabulary.rows(users.item_ids) if users.item_ids else np.zeros(1, dtype=np.int64)
     rows = by_code[users.item_codes]
     actions = corpus.vocabulary.actions(users.kinds, users.kind_codes, users.weight)
@@ -144,7 +181,7 @@ def rows_of_requests(corpus: Corpus, history: FeatureHistory, requests: Requests
         padded(rows).astype(np.int32),
         padded(actions).astype(np.int16),
         padded(users.occurred_us // SECOND_US),
-        requests.occurred_us // SECOND_US,
+        requests.asked_us // SECOND_US,
     )
     return RequestRows(prefixes, users)
 
@@ -176,7 +213,7 @@ def feature_tensor(
     users: UserRows,
     candidate_rows: NDArray[np.int64],
 ) -> NDArray[np.float32]:
-    """The RANKING_FEATURES of each candidate as of one microsecond before its request. float32 [R, C, F]"""
+    """The RANKING_FEATURES of each candidate as of the moment it is asked. float32 [R, C, F]"""
     requests_n, candidates_n = candidate_rows.shape
     candidates = items.block(("", *corpus.vocabulary.item_ids))
     in_rows = items.block(users.item_ids)
@@ -192,7 +229,7 @@ def feature_tensor(
             candidates.item_hash[rows], counts[number], stamps[number], candidates.published_us[rows],
             candidates.categories[rows],
         )  # fmt: skip
-        features[number] = ranking_features(row, block, int(requests.occurred_us[number]) - 1)
+        features[number] = ranking_features(row, block, int(requests.asked_us[number]))
     features[candidate_rows == 0] = 0.0
     return features
 
@@ -200,12 +237,12 @@ def feature_tensor(
 def counts_of(
     corpus: Corpus, history: FeatureHistory, requests: Requests, candidate_rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Item counts [R, C, COUNTS_WIDTH] and their stamps [R, C] as of one microsecond before each request.
+    """Item counts [R, C, COUNTS_WIDTH] and their stamps [R, C] as of the moment each request is asked.
 
     Counts are stamped at full hours, so the newest up to a time is the newest up to its hour: each (item, hour) is
     asked once, however many requests share it.
     """
-    hours = (requests.occurred_us - 1) // HOUR_US
+    hours = requests.asked_us // HOUR_US
     span = int(hours.max(initial=0)) + 1
     keys, place = np.unique(candidate_rows * span + hours[:, None], return_inverse=True)
     rows, asked_us = keys // span, (keys % span) * HOUR_US

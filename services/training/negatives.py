@@ -2,7 +2,8 @@
 
 A reranker that learns from other candidates than it will be asked about learns another task: random items are told from
 liked ones by popularity alone. So the pool of a request is the tower's best, what trends, what stands together with
-the user's newest items and what is new; a few uniform ones keep it calm about the rest.
+the user's newest items and what is new. For the same reason a request whose target stands in none of them teaches the
+wrong thing (that what nobody proposes is liked): its caller leaves it out.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Pools:
     covisit_starts: int = 10
     newest: int = 20
     drawn: int = 36
-    uniform: int = 4
+    uniform: int = 0
     batch: int = 256
 
 
@@ -64,7 +65,7 @@ def draw_candidates(
         places = np.arange(start, min(start + pools.batch, len(requests)))
         scores = scores_of(known.prefixes.take(places))
         for n, place in enumerate(places.tolist()):
-            now_us, target = int(requests.occurred_us[place]), int(requests.target_rows[place])
+            now_us, target = int(requests.asked_us[place]), int(requests.target_rows[place])
             mask = np.ones(len(corpus.vocabulary), dtype=np.bool_)
             mask[taken.of(int(requests.user_codes[place]), now_us)] = False
             mask[0] = False

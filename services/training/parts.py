@@ -58,7 +58,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 FEATURE_SERVICE = "ranking_v1"
-REQUESTS_MAX: dict[Effort, int] = {"demo": 6_000, "normal": 20_000, "full": 100_000}
+REQUESTS_MIN = 100
+REQUESTS_MAX: dict[Effort, int] = {"demo": 12_000, "normal": 20_000, "full": 100_000}
 NEWEST_SHARE = 0.2
 CONTINUED_EPOCHS = 2
 LOGITS_MAX = 20_000_000
@@ -78,7 +79,8 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """How a run is to be done. `threads` 0: all cores. `cut_us` fixes the cut (evaluation); None: the gate chooses."""
+    """How a run is to be done. `threads` 0: all cores. `cut_us` fixes the cut (evaluation); None: the gate chooses.
+    `model`: its hyper-parameters; None: the defaults for the size of the data."""
 
     effort: Effort
     seed: int
@@ -88,6 +90,7 @@ class Choices:
     threads: int = 0
     gate: Gate = field(default_factory=Gate)
     cut_us: int | None = None
+    model: ModelConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,8 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         """TrainingParts."""
         self._set_threads()
         corpus, choices = examples.corpus, self._choices
-        config = ModelConfig.for_data(len(corpus.events), len(corpus.vocabulary), choices.effort, choices.seed)
+        by_size = ModelConfig.for_data(len(corpus.events), len(corpus.vocabulary), choices.effort, choices.seed)
+        config = choices.model or by_size
         newest_us = _newest_from(corpus, REQUESTS_MAX[choices.effort])
         held_out = held_out_after(corpus, newest_us, config.history, config.held_out_max, choices.seed)
         older = corpus.sequences.before(newest_us // 1_000_000)
@@ -210,6 +214,9 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         )
         self._progress(2, 3, "features of the candidates, point-in-time")
         log.info("training_requests", requests=len(requests), reached=round(float(reached.mean()), 4))
+        if np.count_nonzero(reached) >= REQUESTS_MIN:
+            places = np.flatnonzero(reached)
+            requests, known, rows, score = requests.keep(reached), known.take(places), rows[places], score[places]
         made = ranking_examples(corpus, examples.items, self._sources.history, requests, known, rows, score)
         self._progress(3, 3, "ranking examples made")
         return made

@@ -44,9 +44,11 @@ class LeakyHistory:
         return self._honest.items_at(item_ids, times_us)
 
 
-def made(events: EventColumns, history: FeatureHistory) -> tuple[Corpus, Requests, RequestRows]:
+def made(
+    events: EventColumns, history: FeatureHistory, ahead_share: float = 0.0
+) -> tuple[Corpus, Requests, RequestRows]:
     corpus = corpus_of(events, item_table(events))
-    requests = requests_between(corpus, START_US + 3 * DAY_US, 2**62, 10_000, 1)
+    requests = requests_between(corpus, START_US + 3 * DAY_US, 2**62, 10_000, 1, ahead_share)
     return corpus, requests, rows_of_requests(corpus, history, requests, LENGTH)
 
 
@@ -67,12 +69,32 @@ def last_item_auc(requests: Requests, known: RequestRows, items: int) -> float:
 def test_a_model_that_knows_only_the_last_item_is_at_chance_on_next_item_labels() -> None:
     events = unrelated()
     honest = EventsHistory(events)
-    corpus, requests, known = made(events, honest)
-    items = len(corpus.vocabulary) - 1
-    assert len(requests) > 300
-    assert last_item_auc(requests, known, items) == pytest.approx(0.5, abs=0.03)
+    for ahead_share in (0.0, 0.5):
+        corpus, requests, known = made(events, honest, ahead_share)
+        items = len(corpus.vocabulary) - 1
+        assert len(requests) > 300
+        assert last_item_auc(requests, known, items) == pytest.approx(0.5, abs=0.03)
     _, requests, known = made(events, LeakyHistory(honest))
     assert last_item_auc(requests, known, items) == 1.0  # the same test sees a leak of one microsecond
+
+
+def test_a_list_is_asked_for_before_its_event_and_after_what_the_user_did_before() -> None:
+    events = unrelated()
+    for ahead_share in (0.0, 1.0):
+        corpus, requests, known = made(events, EventsHistory(events), ahead_share)
+        early = 0
+        for n, user in enumerate(requests.user_codes.tolist()):
+            own = events.occurred_us[events.user_codes == user]
+            asked = int(requests.asked_us[n])
+            later = own[own > asked]
+            taken_at = events.occurred_us[
+                (events.user_codes == user) & (corpus.rows[events.item_codes] == requests.target_rows[n])
+            ]
+            assert later[0] == taken_at[0]
+            early += int(taken_at[0] - asked > 1)
+            assert int(known.users.row_time_us[n]) <= asked
+        assert np.all(np.diff(requests.asked_us) >= 0)
+        assert early == 0 if ahead_share == 0.0 else early > len(requests) * 0.9
 
 
 def test_a_prefix_is_what_stood_in_the_row_before_the_event_oldest_first() -> None:
@@ -110,15 +132,15 @@ def test_features_are_those_that_serving_would_have_worked_out_at_that_time() ->
     corpus, requests, known = made(events, history)
     requests, known = requests.keep(np.arange(len(requests)) < 5), made(events, history)[2]
     known = RequestRows(known.prefixes.take(np.arange(5)), history.users_at(
-        [events.user_ids[u] for u in requests.user_codes], requests.occurred_us - 1
+        [events.user_ids[u] for u in requests.user_codes], requests.asked_us
     ))  # fmt: skip
     candidates = np.array([[3, 0, 7]] * 5)
     examples = ranking_examples(corpus, items, history, requests, known, candidates, np.zeros((5, 3), np.float32))
     assert examples.features.shape == (5, 3, len(RANKING_FEATURES))
     assert not examples.features[:, 1].any()  # padding
     for n in range(5):
-        before = events.before(int(requests.occurred_us[n]))
-        now_us = int(requests.occurred_us[n]) - 1
+        before = events.before(int(requests.asked_us[n]) + 1)
+        now_us = int(requests.asked_us[n])
         live = item_table(events)
         ids = list(corpus.vocabulary.ids(np.array([3, 7])))
         counts, stamps = EventsHistory(before).items_at(ids, np.array([now_us] * 2))
@@ -143,7 +165,7 @@ def test_candidates_hold_the_target_once_and_nothing_that_the_user_had_taken_bef
     for n in range(len(requests)):
         drawn = rows[n][rows[n] > 0].tolist()
         assert len(set(drawn)) == len(drawn)
-        before = (events.user_codes == requests.user_codes[n]) & (events.occurred_us < requests.occurred_us[n])
+        before = (events.user_codes == requests.user_codes[n]) & (events.occurred_us < requests.asked_us[n])
         assert not set(corpus.rows[events.item_codes[before]].tolist()) & set(drawn)
 
 
