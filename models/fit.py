@@ -32,7 +32,6 @@ from models.windows import Packed, Windows, batches, cut_windows, hold_out, targ
 __all__ = ["FittedReranker", "FittedTower", "ModelConfig", "assemble", "continue_tower", "fit_reranker", "fit_tower"]
 
 USERS_AT_ONCE = 256
-CONTINUED_RATE = 0.3
 GRADIENT_MAX = 1.0
 
 
@@ -115,11 +114,15 @@ def fit_tower(
 def continue_tower(
     fitted: FittedTower, sequences: Sequences, epochs: int, progress: Progress = no_progress
 ) -> FittedTower:
-    """The tower after some more epochs on (newer) sequences, at a lower rate, not stopped early. `fitted` stays."""
+    """The tower after some more epochs on (newer) sequences, not stopped early; `fitted` stays as it is.
+
+    At the full rate: at a third of it, and in one epoch, the tower stayed in the past (MovieTweetings, HR@10 of the
+    tower alone after the cut .117, .160 at the full rate, .195 after two epochs).
+    """
     items, tower = copy.deepcopy(fitted.items), copy.deepcopy(fitted.tower)
     config = fitted.config
     with _seeded(config.seed + 1):
-        run = _TowerRun(items, tower, sequences, config, config.learning_rate * CONTINUED_RATE)
+        run = _TowerRun(items, tower, sequences, config, config.learning_rate)
         for epoch in range(epochs):
             run.epoch(epoch, epochs, progress, "tower, newest events")
     done = fitted.epochs + epochs
