@@ -30,13 +30,13 @@ def columns(rows: list[tuple[str, str, str, int]]) -> EventColumns:
 
 def rounds(users: int = 90, items: int = 36, clicks: int = 10, seed: int = 3) -> EventColumns:
     """A world whose next click is known: items stand in a round, each user walks on from a place of their own, one item
-    after the other, ten minutes apart; walks start over twelve days, so every item is equally popular at any time."""
+    after the other, about a day apart, so every item is equally popular at any time."""
     rng = np.random.default_rng(seed)
     rows: list[tuple[str, str, str, int]] = []
     for user in range(users):
-        place, at = int(rng.integers(items)), int(rng.integers(12 * DAY_US))
+        place, at = int(rng.integers(items)), int(rng.integers(DAY_US))
         for step in range(clicks):
-            rows.append((f"u{user}", f"i{(place + step) % items:02d}", "click", at + step * 10 * MINUTE_US))
+            rows.append((f"u{user}", f"i{(place + step) % items:02d}", "click", at + step * DAY_US))
     return columns(rows)
 
 

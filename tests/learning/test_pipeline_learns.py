@@ -1,0 +1,132 @@
+"""A whole training run on a world whose next click is known (items stand in a round, users walk on): build, fit, judge,
+publish, promote, with the real models. What is learned must be found, beat popularity (which knows nothing here), and be
+gone when the order of the clicks is destroyed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_world import START_US, TEXT_WIDTH, item_table, rounds, stages_for
+
+from models.config import ModelConfig
+from models.release import ModelRelease
+from services.domain import DAY_US, BadRequest, Metric, Verdict, from_us
+from services.memory import MemoryRegistry
+from services.retrain import Training, retrain
+from services.training.columns import EventColumns
+from services.training.cutoff import ItemsAtCut
+from services.training.gate import Gate
+from services.training.history import EventsHistory
+from services.training.parts import Choices, ReleaseParts, Sources
+
+SMALL = replace(
+    ModelConfig(effort="demo"), width=32, text_width=TEXT_WIDTH, history=12, dropout=0.1, id_dropout=0.1, epochs_max=25,
+    batch_targets=256, learning_rate=1e-2, warmup_steps=5, reranker_hidden=(32,), reranker_epochs_max=5,
+    recency_half_life_days=1e6,
+)  # fmt: skip
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def parts_over(events: EventColumns, folder: Path, seed: int = 1) -> ReleaseParts:
+    history = EventsHistory(events)
+    sources = Sources(
+        lambda until: events,
+        history,
+        ItemsAtCut(lambda: item_table(events), history),
+        stages_for,
+        lambda info: ModelRelease.load(Path(info.path), "cpu"),
+    )
+    gate = Gate(share=0.15, users_min=20, users_max=200)
+    choices = Choices("demo", seed, folder, "noise", "cpu", 1, gate, model=replace(SMALL, seed=seed))
+    return ReleaseParts(sources, choices, lambda *_: None)
+
+
+def shuffled(events: EventColumns, seed: int = 9) -> EventColumns:
+    """The same users, items and times, but which click came when is drawn by lot."""
+    order = np.random.default_rng(seed).permutation(len(events))
+    return EventColumns(
+        events.user_ids, events.item_ids, events.kinds, events.user_codes, events.item_codes[order],
+        events.kind_codes, events.occurred_us, events.weight,
+    )  # fmt: skip
+
+
+def value(metrics: tuple[Metric, ...], model: str, name: str, part: str = "known users") -> float:
+    return next(m.value for m in metrics if (m.model, m.part, m.name) == (model, part, name))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Verdict, MemoryRegistry, Path]:
+    folder = tmp_path_factory.mktemp("releases")
+    registry = MemoryRegistry()
+    verdict = retrain(Training(parts_over(rounds(), folder), registry), NOW)
+    return verdict, registry, folder
+
+
+def test_the_first_release_is_promoted_published_and_exactly_what_was_judged(
+    trained: tuple[Verdict, MemoryRegistry, Path],
+) -> None:
+    verdict, registry, folder = trained
+    live = registry.live()
+    assert verdict.promoted, verdict.reason
+    assert live is not None
+    assert live.path == str(folder / verdict.release_id)
+    release = ModelRelease.load(Path(live.path), "cpu")
+    assert release.manifest.data_until_us == int(live.data_until.timestamp() * 1e6 + 0.5)
+    parts = parts_over(rounds(), folder)
+    assert value(parts.measure(live, NOW), "pipeline", "ndcg@10") == value(verdict.metrics, "pipeline", "ndcg@10")
+
+
+def test_the_known_next_click_is_found_far_above_popularity(trained: tuple[Verdict, MemoryRegistry, Path]) -> None:
+    metrics = trained[0].metrics
+    found = value(metrics, "pipeline", "ndcg@10")
+    assert found > 0.5
+    assert found > 2 * value(metrics, "popularity 7d", "ndcg@10")
+
+
+def test_without_the_order_of_the_clicks_the_gain_is_gone(tmp_path: Path) -> None:
+    events = shuffled(rounds())
+    verdict = retrain(Training(parts_over(events, tmp_path), MemoryRegistry()), NOW)
+    assert value(verdict.metrics, "pipeline", "ndcg@10") < 0.25
+
+
+def test_a_second_run_without_new_events_is_refused(trained: tuple[Verdict, MemoryRegistry, Path]) -> None:
+    _, registry, folder = trained
+    events = rounds()
+    live = registry.live()
+    assert live is not None
+    old = events.before(int(live.data_until.timestamp() * 1e6))
+    with pytest.raises(BadRequest, match="newer"):
+        retrain(Training(parts_over(old, folder), registry), NOW)
+
+
+def test_equal_seeds_make_equal_releases(tmp_path: Path) -> None:
+    events = rounds(users=40)
+    one, other = (
+        parts.fit(parts.build(NOW, None)) for parts in (parts_over(events, tmp_path), parts_over(events, tmp_path))
+    )
+    np.testing.assert_array_equal(one.item_vectors, other.item_vectors)
+    for name, weight in one.networks.state_dict().items():
+        assert torch.equal(weight, other.networks.state_dict()[name]), name
+
+
+def test_nothing_after_the_cut_is_learned_from(tmp_path: Path) -> None:
+    events = rounds(users=40)
+    parts = parts_over(events, tmp_path)
+    examples = parts.build(NOW, None)
+    cut = examples.judged.cut_us
+    assert from_us(cut) < from_us(START_US + 14 * DAY_US)
+    assert int(examples.corpus.events.occurred_us[-1]) < cut
+    assert examples.corpus.sequences.times_s.max() <= cut // 1_000_000

@@ -1,0 +1,86 @@
+"""The schedule: children of its own, niced, with a thread limit; times that survive a restart. Real processes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from services.domain import BadRequest
+from services.tables import open_database
+from services.training.schedule import NICENESS, ChildCommand, RetrainSchedule, start_child, stop_children
+
+TELL = "import os, sys, time; time.sleep(0.3); open(sys.argv[1], 'a').write(f'{os.nice(0)} {os.environ[\"OMP_NUM_THREADS\"]} {os.environ[\"WHERE\"]}\\n')"  # noqa: E501
+
+
+def until(holds: Callable[[], bool], wait_s: float = 20.0) -> None:
+    end = time.monotonic() + wait_s
+    while not holds():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.02)
+
+
+def child(told: Path) -> ChildCommand:
+    return ChildCommand((sys.executable, "-c", TELL, str(told)), {"WHERE": "here"}, threads=1)
+
+
+def database(tmp_path: Path) -> str:
+    open_database(tmp_path / "meta.db").dispose()
+    return f"sqlite:///{tmp_path / 'meta.db'}"
+
+
+def test_a_run_is_a_process_of_its_own_niced_with_a_thread_limit(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    schedule = RetrainSchedule(database(tmp_path), timedelta(hours=1), child(told))
+    before = datetime.now(UTC)
+    schedule.start(first_at=before)
+    try:
+        until(told.exists)
+        niceness, threads, where = told.read_text().split()
+        assert int(niceness) >= NICENESS
+        assert (threads, where) == ("1", "here")
+        following = schedule.next_at()
+        assert following is not None
+        assert timedelta(minutes=59) < following - before < timedelta(minutes=61)
+    finally:
+        schedule.stop()
+    assert schedule.next_at() is None
+
+
+def test_the_next_time_survives_a_restart_and_a_changed_period_sets_it_anew(tmp_path: Path) -> None:
+    url, told = database(tmp_path), tmp_path / "told"
+    first = datetime.now(UTC) + timedelta(hours=5)
+    later = first + timedelta(hours=1)
+    for every, asked, expected in (
+        (timedelta(hours=24), first, first),
+        (timedelta(hours=24), later, first),  # the stored time holds
+        (timedelta(hours=12), later, later),
+    ):
+        schedule = RetrainSchedule(url, every, child(told))
+        schedule.start(first_at=asked)
+        assert schedule.next_at() == expected
+        schedule.stop()
+    assert not told.exists()
+
+
+def test_a_run_can_be_asked_for_now_and_ends_with_the_schedule(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    sleeper = ChildCommand((sys.executable, "-c", f"open({str(told)!r}, 'w'); import time; time.sleep(60)"), {})
+    schedule = RetrainSchedule(database(tmp_path), timedelta(hours=1), sleeper)
+    with pytest.raises(BadRequest, match="does not run"):
+        schedule.run_now(datetime.now(UTC))
+    schedule.start(first_at=datetime.now(UTC) + timedelta(hours=1))
+    schedule.run_now(datetime.now(UTC))
+    until(told.exists)
+    started = time.monotonic()
+    schedule.stop()
+    assert time.monotonic() - started < 15
+
+
+def test_the_status_of_a_child_is_told_and_without_children_there_is_nothing_to_stop() -> None:
+    assert start_child([sys.executable, "-c", "raise SystemExit(3)"], {}, 1) == 3
+    stop_children()

@@ -1,0 +1,123 @@
+"""A run from the edge: one at a time, its row, its report, its numbers; all of it also when the run fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from services.domain import BadRequest, Metric, ReleaseInfo, Verdict
+from services.retrain import Training
+from services.tables import open_database
+from services.training.lease import Lease
+from services.training.registry import SqlRegistry
+from services.training.report import Run, run_training
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+METRICS = tuple(
+    Metric(model, part, name, value, users)
+    for model, value in (("pipeline", 0.25), ("popularity 7d", 0.125))
+    for part, users in (("all", 640), ("new users", 40))
+    for name in ("hr@10", "ndcg@10", "mrr")
+)
+
+
+@dataclass
+class Clock:
+    at: datetime = NOON
+
+    def __call__(self) -> datetime:
+        self.at += timedelta(seconds=1)
+        return self.at
+
+
+class Parts:
+    """TrainingParts that decide at once."""
+
+    def __init__(self, folder: Path, promoted: bool = True, broken: bool = False) -> None:
+        self.folder, self.promoted, self.broken = folder, promoted, broken
+
+    def build(self, now: datetime, live: ReleaseInfo | None) -> datetime:
+        if self.broken:
+            raise BadRequest("there is no positive event")
+        return now
+
+    def fit(self, examples: datetime) -> str:
+        return f"r{examples:%H%M%S}"
+
+    def judge(self, challenger: str, live: ReleaseInfo | None, examples: datetime) -> Verdict:
+        return Verdict(challenger, self.promoted, "promoted: better" if self.promoted else "not promoted", METRICS)
+
+    def store(self, challenger: str, verdict: Verdict) -> ReleaseInfo:
+        (self.folder / challenger).mkdir(parents=True)
+        return ReleaseInfo(challenger, str(self.folder / challenger), NOON, NOON, metrics=verdict.metrics)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = open_database(tmp_path / "meta.db")
+    yield engine
+    engine.dispose()
+
+
+def run_of(engine: Engine, folder: Path, keep: int = 5) -> Run:
+    clock = Clock()
+    return Run(SqlRegistry(engine, clock), Lease(engine, "retrain", "me", clock), folder, "demo", clock, keep)
+
+
+def test_a_run_leaves_a_row_a_report_numbers_and_a_curve(engine: Engine, tmp_path: Path) -> None:
+    run = run_of(engine, tmp_path / "runs")
+    verdict = run_training(Training(Parts(tmp_path / "releases"), run.registry), run)
+    (row,) = run.registry.runs(10)
+    folder = tmp_path / "runs" / row.run_id
+    assert (row.state, row.release_id, row.message) == ("done", verdict.release_id, "promoted: better")
+    assert row.seconds > 0
+    report = (folder / "report.md").read_text()
+    assert "promoted: better" in report
+    assert "| all | pipeline | 640 | 0.2500 | 0.2500 | 0.2500 |" in report
+    assert "| new users | popularity 7d | 40 | 0.1250 | 0.1250 | 0.1250 |" in report
+    assert len(json.loads((folder / "metrics.json").read_text())) == len(METRICS)
+    assert list(folder.glob("events.out.tfevents.*"))
+    live = run.registry.live()
+    assert live is not None
+    assert live.release_id == verdict.release_id
+
+
+def test_a_run_that_fails_leaves_the_same_and_raises(engine: Engine, tmp_path: Path) -> None:
+    run = run_of(engine, tmp_path / "runs")
+    with pytest.raises(BadRequest, match="no positive event"):
+        run_training(Training(Parts(tmp_path, broken=True), run.registry), run)
+    (row,) = run.registry.runs(10)
+    assert (row.state, row.message, row.release_id) == ("failed", "there is no positive event", "")
+    report = (tmp_path / "runs" / row.run_id / "report.md").read_text()
+    assert "state: failed" in report
+    assert "Traceback" in report
+    Lease(engine, "retrain", "another", run.now).acquire()  # the lease was given back
+
+
+def test_two_runs_at_once_are_refused_and_the_refused_one_leaves_nothing(engine: Engine, tmp_path: Path) -> None:
+    run = run_of(engine, tmp_path / "runs")
+    Lease(engine, "retrain", "another", run.now).acquire()
+    with pytest.raises(BadRequest, match="running already, by another"):
+        run_training(Training(Parts(tmp_path), run.registry), run)
+    assert run.registry.runs(10) == []
+
+
+def test_a_release_that_is_not_promoted_is_published_and_does_not_go_live(engine: Engine, tmp_path: Path) -> None:
+    run = run_of(engine, tmp_path / "runs")
+    run_training(Training(Parts(tmp_path, promoted=False), run.registry), run)
+    assert run.registry.live() is None
+    assert [each.promoted for each in run.registry.all()] == [False]
+
+
+def test_old_release_folders_are_removed_after_a_run(engine: Engine, tmp_path: Path) -> None:
+    run = run_of(engine, tmp_path / "runs", keep=2)
+    for _ in range(4):
+        run_training(Training(Parts(tmp_path / "releases"), run.registry), run)
+    assert len(list((tmp_path / "releases").iterdir())) == 2
+    assert len(run.registry.runs(10)) == 4
