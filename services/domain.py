@@ -266,8 +266,8 @@ class UserState:
 class Query:
     """One question. Time is a field: nothing below the edge reads a clock.
 
-    `recent` (oldest first) replaces the stored history for an anonymous caller; `like` asks for items related to one item;
-    `among` asks to rank exactly these items.
+    `recent` (oldest first) replaces the stored history for an anonymous caller; `like` asks for items related to one
+    item; `among` asks to rank exactly these items.
     """
 
     request_id: str

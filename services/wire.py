@@ -28,14 +28,12 @@ from services.domain import (
     Rejected,
     Slate,
     WireError,
-    from_us,
     to_us,
 )
+from services.fields import aware, check_id, check_item_fields, id_text, number_of, parse_time, properties_of
 
 VERSION = 1
 BYTES_MAX = 64 * 1024
-ID_LENGTH_MAX = 256
-PROPERTIES_MAX = 50
 FUTURE_CLAMPED = timedelta(minutes=5)
 OLDEST = datetime(1995, 1, 1, tzinfo=UTC)
 
@@ -120,7 +118,7 @@ def decode_event(value: bytes, accepted_at: datetime) -> Event:
     if wire.v != VERSION:
         raise WireError("unknown_version", f"v={wire.v}, this reader knows {VERSION}")
     for name in ("event_id", "user_id", "item_id", "kind"):
-        _check_id(name, getattr(wire, name))
+        check_id(name, getattr(wire, name))
     return _event(wire, accepted_at)
 
 
@@ -130,20 +128,20 @@ def parse_event(fields: Mapping[str, object], accepted_at: datetime) -> Event:
     if version != VERSION:
         raise WireError("unknown_version", f"v={version!r}, this reader knows {VERSION}")
     ours = {_OURS[name]: given for name, given in fields.items() if name in _OURS and given is not None}
-    user_id, item_id = _text(ours, "user_id"), _text(ours, "item_id")
-    kind = _text(ours, "kind") if "kind" in ours else "click"
+    user_id, item_id = id_text(ours, "user_id"), id_text(ours, "item_id")
+    kind = id_text(ours, "kind") if "kind" in ours else "click"
     occurred_at = parse_time(ours["occurred_at"], "occurred_at") if "occurred_at" in ours else accepted_at
     wire = WireEvent(
         v=VERSION,
-        event_id=_text(ours, "event_id") if "event_id" in ours else "",
+        event_id=id_text(ours, "event_id") if "event_id" in ours else "",
         user_id=user_id,
         item_id=item_id,
         kind=kind,
         occurred_at=occurred_at,
-        value=_number(ours["value"]) if "value" in ours else None,
-        request_id=_text(ours, "request_id") if "request_id" in ours else None,
-        session_id=_text(ours, "session_id") if "session_id" in ours else None,
-        properties=_properties(ours["properties"]) if "properties" in ours else None,
+        value=number_of(ours["value"]) if "value" in ours else None,
+        request_id=id_text(ours, "request_id") if "request_id" in ours else None,
+        session_id=id_text(ours, "session_id") if "session_id" in ours else None,
+        properties=properties_of(ours["properties"]) if "properties" in ours else None,
     )
     if not wire.event_id:
         wire.event_id = derived_event_id(wire)
@@ -167,26 +165,9 @@ def decode_item(value: bytes, accepted_at: datetime) -> ItemChange:
         raise WireError("bad_item", str(error)) from None
     if wire.v != VERSION:
         raise WireError("unknown_version", f"v={wire.v}, this reader knows {VERSION}")
-    _check_id("item_id", wire.item_id)
-    updated_at = min(_aware(wire.updated_at), accepted_at)
+    check_id("item_id", wire.item_id)
+    updated_at = min(aware(wire.updated_at), accepted_at)
     return ItemChange(wire.item_id, wire.operation, check_item_fields(wire.fields), updated_at, accepted_at)
-
-
-ITEM_FIELDS = ("title", "text", "categories", "attributes", "available", "published_at", "expires_at")
-TEXT_LENGTH_MAX = 20_000
-
-
-def check_item_fields(fields: Mapping[str, object]) -> Mapping[str, object]:
-    """The named fields of an item, each of its type (times as aware datetimes, categories as a tuple).
-
-    Raises WireError("bad_item") for an unknown field or a wrong type.
-    """
-    checked: dict[str, object] = {}
-    for name, given in fields.items():
-        if name not in ITEM_FIELDS:
-            raise WireError("bad_item", f"unknown field {name!r}; known: {', '.join(ITEM_FIELDS)}")
-        checked[name] = _item_field(name, given)
-    return checked
 
 
 def decode_slate(value: bytes) -> Slate:
@@ -210,7 +191,7 @@ def decode_slate(value: bytes) -> Slate:
         picks,
         tuple(wire.degraded),
         (),
-        _aware(wire.asked_at),
+        aware(wire.asked_at),
     )
 
 
@@ -282,26 +263,8 @@ def encode_slate(slate: Slate) -> Outgoing:
 # --------------------------------------------------------------------------------------------- fields
 
 
-def parse_time(given: object, name: str) -> datetime:
-    """A time given as ISO 8601 (naive means UTC), as epoch seconds or as epoch milliseconds."""
-    if isinstance(given, datetime):
-        return _aware(given)
-    if isinstance(given, str):
-        text = given.strip()
-        try:
-            return _aware(datetime.fromisoformat(text))
-        except ValueError:
-            given = _float_or_none(text)
-    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
-        raise WireError("bad_time", f"{name} must be ISO 8601 or an epoch in s or ms")
-    seconds = given / 1000 if abs(given) >= 1e11 else given  # 1e11 s is the year 5138; 1e11 ms is 1973
-    if not -6e10 < seconds < 2e11:
-        raise WireError("bad_time", f"{name}={given!r} is out of range")
-    return from_us(round(seconds * 1_000_000))
-
-
 def _event(wire: WireEvent, accepted_at: datetime) -> Event:
-    occurred_at = _aware(wire.occurred_at)
+    occurred_at = aware(wire.occurred_at)
     if occurred_at > accepted_at:
         if occurred_at - accepted_at > FUTURE_CLAMPED:
             raise WireError("future", f"occurred_at {occurred_at.isoformat()} is over 5 min after it was accepted")
@@ -324,22 +287,11 @@ def _event(wire: WireEvent, accepted_at: datetime) -> Event:
     )
 
 
-def _aware(moment: datetime) -> datetime:
-    if moment.tzinfo is None:
-        return moment.replace(tzinfo=UTC)
-    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
-
-
 def _check_size(value: bytes) -> None:
     if len(value) > BYTES_MAX:
         raise WireError("oversized", f"{len(value)} bytes, the limit is {BYTES_MAX}")
     if not value:
         raise WireError("empty", "no bytes")
-
-
-def _check_id(name: str, given: str) -> None:
-    if not given or len(given) > ID_LENGTH_MAX or "\x00" in given:
-        raise WireError(f"bad_{name}", f"{name} must have 1 to {ID_LENGTH_MAX} characters, none of them NUL")
 
 
 def _decode_object(value: bytes) -> dict[str, object]:
@@ -350,59 +302,3 @@ def _decode_object(value: bytes) -> dict[str, object]:
     if not isinstance(decoded, dict):
         raise WireError("not_an_object", f"a JSON {type(decoded).__name__}")
     return decoded
-
-
-def _text(fields: Mapping[str, object], name: str) -> str:
-    given = fields.get(name)
-    if isinstance(given, int) and not isinstance(given, bool):
-        given = str(given)
-    if given is None:
-        raise WireError(f"missing_{name}", f"{name} is required")
-    if not isinstance(given, str):
-        raise WireError(f"bad_{name}", f"{name} must be a text, not {type(given).__name__}")
-    given = given.strip()
-    _check_id(name, given)
-    return given
-
-
-def _number(given: object) -> float:
-    number = _float_or_none(given) if isinstance(given, str) else given
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise WireError("bad_value", "value must be a finite number")
-    return float(number)
-
-
-def _float_or_none(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _properties(given: object) -> dict[str, str]:
-    if not isinstance(given, dict) or len(given) > PROPERTIES_MAX:
-        raise WireError("bad_properties", f"properties must be an object with at most {PROPERTIES_MAX} entries")
-    return {
-        str(name): value if isinstance(value, str) else msgspec.json.encode(value).decode()
-        for name, value in given.items()
-    }
-
-
-def _item_field(name: str, given: object) -> object:
-    if name in ("title", "text"):
-        if not isinstance(given, str):
-            raise WireError("bad_item", f"{name} must be a text")
-        return given[:TEXT_LENGTH_MAX]
-    if name == "available":
-        if not isinstance(given, bool):
-            raise WireError("bad_item", "available must be true or false")
-        return given
-    if name == "categories":
-        if not isinstance(given, list | tuple) or not all(isinstance(each, str) for each in given):
-            raise WireError("bad_item", "categories must be a list of texts")
-        return tuple(given)
-    if name == "attributes":
-        if not isinstance(given, dict):
-            raise WireError("bad_item", "attributes must be an object")
-        return _properties(given)
-    return None if given is None else parse_time(given, name)

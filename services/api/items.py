@@ -18,8 +18,9 @@ from services.api.recommendations import checked_id, json_response
 from services.api.runtime import Runtime
 from services.api.schemas import ItemBody, ItemFields, ItemsAnswer, ProblemAnswer
 from services.domain import Coordinate, ItemChange, Operation, Outgoing, WireError, from_us, to_us
+from services.fields import ID_LENGTH_MAX, check_item_fields, parse_time
 from services.signals import COUNTERS, decayed
-from services.wire import ID_LENGTH_MAX, check_item_fields, encode_item, parse_time
+from services.wire import encode_item
 
 ID_NAMES = ("item_id", "itemId", "ItemId", "item", "id")
 REFUSALS: dict[int | str, dict[str, Any]] = {

@@ -24,10 +24,10 @@ from services.api.schemas import (
     TrendingAnswer,
 )
 from services.domain import Query, Slate, from_us, to_us
+from services.fields import ID_LENGTH_MAX
 from services.items import ItemTable
 from services.recommend import recommend
 from services.telemetry import DEGRADED
-from services.wire import ID_LENGTH_MAX
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     422: {"model": ProblemAnswer, "description": "A parameter or field is refused"}

@@ -12,9 +12,9 @@ import msgspec
 from sqlalchemy import Connection, Engine, select
 
 from services.domain import NO_PROPERTIES, TOPIC_ITEMS, Coordinate, ItemCard, ItemChange, from_us, to_us
+from services.fields import ITEM_FIELDS
 from services.items import Payload, card_part
 from services.tables import items, next_number, upsert
-from services.wire import ITEM_FIELDS
 
 IN_MAX = 1000
 TOKENS_MAX = 64

@@ -103,7 +103,7 @@ def _sources(
 
 def _moment(given: str | None, asked_at: datetime) -> datetime | None:
     from services.domain import BadRequest, WireError
-    from services.wire import parse_time
+    from services.fields import parse_time
 
     if given is None or given == "now":
         return None if given is None else asked_at

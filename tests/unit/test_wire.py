@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from services import wire
 from services.domain import Coordinate, Event, ItemChange, Message, Pick, Reason, Slate, WireError
+from services.fields import check_item_fields, parse_time
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "messages"
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -74,7 +75,7 @@ def test_aliases_say_the_same_as_our_own_names() -> None:
     ],
 )
 def test_times_are_read_as_iso_or_as_an_epoch_in_s_or_ms(given: object, read: datetime) -> None:
-    assert wire.parse_time(given, "occurred_at") == read
+    assert parse_time(given, "occurred_at") == read
 
 
 GOOD = {
@@ -164,7 +165,7 @@ def test_an_item_change_is_read_back_equal_and_its_time_is_capped() -> None:
 )
 def test_an_item_field_of_the_wrong_type_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(WireError) as refused:
-        wire.check_item_fields(fields)
+        check_item_fields(fields)
     assert refused.value.reason == "bad_item"
 
 
