@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from datetime import datetime
@@ -33,7 +34,7 @@ def register(app: typer.Typer) -> None:
 def demo(
     context: typer.Context,
     world: Annotated[bool, typer.Option("--world", help="A generated world instead of real film ratings.")] = False,
-    size: Annotated[float, typer.Option(min=0.05, max=50, help="Size of the generated world.")] = 1.0,
+    size: Annotated[float, typer.Option(min=0.05, max=50, help="Size of the generated world.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Seed of the generated world.")] = 1,
     once: Annotated[bool, typer.Option("--once", help="End when the story is told.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Wanted port; the next free one is taken.")] = 8080,
@@ -49,6 +50,7 @@ def demo(
     home = _home(context)
     with RunLock(home):
         _wipe(home)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through every `with`: no process is left behind
     stage = Stage(home, (sys.executable, "-m", "services.cli"), port)
     with stage:
         figures = _play(stage, world, size, seed, _showing(as_json))

@@ -89,15 +89,17 @@ class Stage:
 
     def retrain(self) -> dict[str, Any]:
         """Train a release in a process of its own; its bars go to our stderr. Returns the verdict."""
-        ended = subprocess.run(
-            [*self._command, "retrain", "--json", "--bars"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            check=False,
-        )
-        if ended.returncode:
-            raise FreshrankError(f"training ended with code {ended.returncode}; its reason stands above")
-        return dict(json.loads(ended.stdout.decode().strip().splitlines()[-1]))
+        command = [*self._command, "retrain", "--json", "--bars"]
+        training = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        try:
+            told, _ = training.communicate()
+        finally:
+            if training.poll() is None:
+                training.terminate()
+                training.wait()
+        if training.returncode:
+            raise FreshrankError(f"training ended with code {training.returncode}; its reason stands above")
+        return dict(json.loads(told.decode().strip().splitlines()[-1]))
 
     def tail(self) -> str:
         """The last lines of every log."""

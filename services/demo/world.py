@@ -43,7 +43,7 @@ TRIES_MAX = 40
 
 @dataclass(frozen=True, slots=True)
 class WorldSize:
-    """How large a world is. `dial(1.0)` fits the demo; `dial(0.1)` a unit test."""
+    """How large a world is. `dial(0.3)` is the demo, `dial(0.1)` fits a unit test."""
 
     users: int
     items: int
