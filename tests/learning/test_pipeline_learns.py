@@ -1,6 +1,6 @@
-"""A whole training run on a world whose next click is known (items stand in a round, users walk on): build, fit, judge,
-publish, promote, with the real models. What is learned must be found, beat popularity (which knows nothing here), and be
-gone when the order of the clicks is destroyed."""
+"""A whole training run on a world whose next click is known (items stand in a round, users walk on): build, fit,
+judge, publish, promote, with the real models. What is learned must be found, beat popularity (which knows nothing here)
+and be gone when the order of the clicks is destroyed."""
 
 from __future__ import annotations
 
