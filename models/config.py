@@ -42,12 +42,12 @@ class ModelConfig:
     reranker_heads: int = 2
     reranker_head_width: int = 16
     reranker_hidden: tuple[int, ...] = (128, 64)
-    reranker_dropout: float = 0.1
+    reranker_dropout: float = 0.2
     reranker_batch: int = 64
-    reranker_learning_rate: float = 2e-3
+    reranker_learning_rate: float = 1e-3
     reranker_epochs_max: int = 12
     reranker_patience: int = 2
-    listwise_weight: float = 0.3
+    listwise_weight: float = 2.0
 
     @staticmethod
     def for_data(events: int, items: int, effort: Effort, seed: int = 1) -> ModelConfig:

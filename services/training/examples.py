@@ -1,6 +1,6 @@
 """What the models are fitted to: sequences for the tower, requests with candidates for the reranker. Ids become rows.
 
-A request is a positive event on an item new to its user, asked some time before it: half of them one microsecond, the
+A request is a positive event on an item new to its user, asked some time before it: most of them one microsecond, the
 others up to days (but after the user's event before), because a list is also read long after the user's last click.
 What a request may know is joined point-in-time at the moment it is asked; its candidates are drawn from where serving
 draws them (the tower, trends, co-visits, new items).
@@ -22,7 +22,7 @@ from services.signals import RANKING_FEATURES, HistoryBlock, ItemBlock, UserRows
 from services.training.columns import EventColumns
 
 ITEMS_ASKED_AT_ONCE = 200_000
-ASKED_AHEAD_SHARE = 0.5
+ASKED_AHEAD_SHARE = 0.25
 ASKED_AHEAD_US_MAX = 7 * DAY_US
 
 

@@ -59,7 +59,7 @@ log = structlog.get_logger()
 
 FEATURE_SERVICE = "ranking_v1"
 REQUESTS_MIN = 100
-REQUESTS_MAX: dict[Effort, int] = {"demo": 12_000, "normal": 20_000, "full": 100_000}
+REQUESTS_MAX: dict[Effort, int] = {"demo": 20_000, "normal": 40_000, "full": 100_000}
 NEWEST_SHARE = 0.2
 CONTINUED_EPOCHS = 2
 LOGITS_MAX = 20_000_000
