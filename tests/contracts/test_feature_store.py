@@ -1,4 +1,4 @@
-"""The promises of a feature store and of its history, held over the in-memory ones and over Feast on SQLite."""
+"""The promises of a FeatureStore and of its FeatureHistory, held over the in-memory ones and over Feast on SQLite."""
 
 from __future__ import annotations
 
