@@ -86,12 +86,20 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 @contextmanager
 def bars(shown: bool = True) -> Iterator[Progress]:
-    """Progress bars on stderr, one per text; silent where `shown` is false."""
+    """Progress bars on stderr, one per step (the text up to its first comma); silent where `shown` is false."""
     if not shown:
         yield _silent
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
     columns = (
         SpinnerColumn(),
@@ -104,9 +112,11 @@ def bars(shown: bool = True) -> Iterator[Progress]:
         tasks: dict[str, int] = {}
 
         def report(done: int, total: int, text: str) -> None:
-            if text not in tasks:
-                tasks[text] = progress.add_task(text, total=total or None)
-            progress.update(tasks[text], completed=done, total=total or None)  # type: ignore[arg-type]
+            step = text.split(",", maxsplit=1)[0]
+            if step not in tasks:
+                tasks[step] = progress.add_task(text, total=total or None)
+            task = TaskID(tasks[step])
+            progress.update(task, description=text, completed=done, total=total or None)
 
         yield report
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from services.ports import EventSink
 
 DEMO_HOME = Path(".freshrank-demo")
+PAPER_WIDTH = 140
+"""Columns of the story where it is not written to a terminal."""
 
 
 def register(app: typer.Typer) -> None:
@@ -127,7 +129,8 @@ def _showing(as_json: bool) -> Showing:
 
     from services.demo.showing import Showing
 
-    return Showing(Console(stderr=as_json), bars)
+    console = Console(stderr=as_json)
+    return Showing(console if console.is_terminal else Console(stderr=as_json, width=PAPER_WIDTH), bars)
 
 
 def _keep_serving(stage: object) -> None:

@@ -55,8 +55,8 @@ class Showing:
         for _, title in cast.clicks:
             self._console.print(f"    click  {title}", highlight=False)
         drawn = Table(title=f"{ms:.0f} ms from the click to the changed list", title_style="bold", show_lines=False)
-        for name in ("", "before", "", "after", "source", "reason"):
-            drawn.add_column(name, no_wrap=name != "reason")
+        for name, width_min in (("", 2), ("before", 0), ("", 3), ("after", 0), ("source", 8), ("reason", 14)):
+            drawn.add_column(name, no_wrap=name != "reason", min_width=width_min)
         for row in side_by_side(before["items"], after["items"]):
             drawn.add_row(*row)
         self._console.print(drawn)
