@@ -87,6 +87,10 @@ class Stage:
         answer = self.client().get(f"/v1/users/{user_id}/recommendations", params={"limit": limit, "record": False})
         return dict(answer.raise_for_status().json())
 
+    def model_health(self) -> str:
+        """What the API says of its model: the release it serves, or why it refused one."""
+        return str(self.client().get("/health/ready").json()["parts"]["model"]["detail"])
+
     def retrain(self) -> dict[str, Any]:
         """Train a release in a process of its own; its bars go to our stderr. Returns the verdict."""
         command = [*self._command, "retrain", "--json", "--bars"]
@@ -102,12 +106,11 @@ class Stage:
         return dict(json.loads(told.decode().strip().splitlines()[-1]))
 
     def tail(self) -> str:
-        """The last lines of every log."""
+        """The last lines of every log that are warnings, errors or no log lines at all."""
         logs = [self.home / "run.log", *sorted((self.home / "logs").glob("*.log"))]
-        lines = [
-            line for log in logs if log.exists() for line in log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
-        ]
-        return "\n".join(lines)
+        texts = [log.read_text(errors="replace") for log in logs if log.exists()]
+        told = [[line for line in text.splitlines() if '"level": "info"' not in line] for text in texts]
+        return "\n".join(line for lines in told for line in lines[-TAIL_LINES:]) or "the logs hold no warning"
 
 
 class MemoryWatch:

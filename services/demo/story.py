@@ -132,9 +132,13 @@ def train(stage: Stage, show: Showing) -> tuple[dict[str, Any], float]:
 def wait_for_release(stage: Stage, release_id: str, show: Showing) -> None:
     """Until the serving process has swapped to the release."""
     started = time.monotonic()
-    stage.wait_for(
-        lambda: stage.recommendations("nobody", 1)["release_id"] == release_id, f"release {release_id} in the API", 60.0
-    )
+
+    def is_served() -> bool:
+        if f"release {release_id} refused" in (said := stage.model_health()):
+            raise FreshrankError(said)
+        return bool(stage.recommendations("nobody", 1)["release_id"] == release_id)
+
+    stage.wait_for(is_served, f"release {release_id} in the API", 60.0)
     show.step(f"The API serves it, {time.monotonic() - started:.1f} s after the verdict")
 
 

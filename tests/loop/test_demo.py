@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SIZE = "0.2"
+SIZE = "0.05"
 
 
 @pytest.mark.slow

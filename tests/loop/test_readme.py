@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/quickstart.md")
 SMALL_FORM = {
-    "make demo": "freshrank demo --world --size 0.1 --once --port 0",
+    "make demo": "freshrank demo --world --size 0.05 --once --port 0",
     "make test": "true",
     "make check": "true",
     "make bench": "true",
