@@ -12,6 +12,8 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
+import structlog
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.consume import consume
@@ -35,6 +37,7 @@ from services.patience import Patience, PatientConsumer, PatientSource, Stopped
 from services.ports import Consumer, SlateLog
 from services.recommend import Stages, recommend
 from services.settings import Settings
+from services.tables import counters, upsert
 from services.wiring import Home, build_stages, load_release, now, open_home
 
 if TYPE_CHECKING:
@@ -43,9 +46,11 @@ if TYPE_CHECKING:
     from services.training.parts import ReleaseParts
     from services.training.registry import RunInfo
 
+log = structlog.get_logger()
 Progress = Callable[[int, int, str], None]
 AWAY = (StageUnavailable, SQLAlchemyError, OSError)
 """What a consumer waits out: a store or a log that does not answer."""
+HELD_BACK = "log_held_back"
 TIDY_EVERY_S = 600.0
 STUCK_LAG = 10_000
 WATCH_EVERY_S = 0.1
@@ -86,9 +91,9 @@ def run_consumer(
             threads.append(threading.Thread(target=work, args=(part, patience), name=name))
         for thread in threads:
             thread.start()
-        tidied = time.monotonic()
+        tidied, seen = time.monotonic(), dict[str, int]()
         while not stopping.wait(WATCH_EVERY_S):
-            if stopped() or (until_caught_up and _caught_up(home, names, progress)):
+            if stopped() or (until_caught_up and _caught_up(home, names, progress, seen)):
                 stopping.set()
             if "archive" in names and time.monotonic() - tidied > TIDY_EVERY_S:
                 tidied = time.monotonic()
@@ -112,12 +117,18 @@ def _consume(home: Home, part: Consumer, patience: Patience, stopping: threading
 
 
 def _tidy(home: Home) -> None:
-    home.bus.trim(now())
-    home.quarantine.expire(now() - timedelta(hours=home.settings.bus_retention_hours))
+    """Retention of log and quarantine; what the log may not forget yet is left for the health of the API to say."""
+    try:
+        held = sum(home.bus.trim(now()).values())
+        home.quarantine.expire(now() - timedelta(hours=home.settings.bus_retention_hours))
+        with home.engine.begin() as connection:
+            upsert(connection, counters, [{"name": HELD_BACK, "value": held}])
+    except AWAY as error:
+        log.warning("tidying_failed", error=str(error))
 
 
-def _caught_up(home: Home, names: Sequence[str], progress: Progress) -> bool:
-    """Whether the consumers have nothing left to do, texts included; says how far they are."""
+def _caught_up(home: Home, names: Sequence[str], progress: Progress, seen: dict[str, int]) -> bool:
+    """Whether the consumers have nothing left to do, texts included; says how far they are. `seen` is kept between."""
     topics = {"features": (TOPIC_EVENTS,), "trends": (TOPIC_EVENTS,), "catalogue": (TOPIC_ITEMS,)}
     finished = True
     for name in names:
@@ -131,8 +142,10 @@ def _caught_up(home: Home, names: Sequence[str], progress: Progress) -> bool:
         finished &= done >= total
     if "catalogue" in names:
         waiting = home.text_vectors.pending() if finished else 1
-        if finished and waiting:
-            progress(0, waiting, "item texts")
+        if finished:
+            most = max(waiting, seen.get("texts", 0))
+            seen["texts"] = most
+            progress(most - waiting, most, "item texts")
         finished &= waiting == 0
     return finished
 
@@ -189,11 +202,15 @@ class Instance:
         for name, ask in (("log", self._log_health), ("features", self._features_health)):
             try:
                 health[name] = ask()
-            except StageUnavailable as error:
+            except AWAY as error:
                 health[name] = PartHealth("red", str(error))
         return health
 
     def _log_health(self) -> PartHealth:
+        with self._home.engine.connect() as connection:
+            held = connection.execute(select(counters.c.value).where(counters.c.name == HELD_BACK)).scalar() or 0
+        if held:
+            return PartHealth("red", f"{held} messages are older than the retention, but a group has not read them")
         ends = self.view.ends(TOPIC_EVENTS)
         lag = sum(ends.values()) - sum(self.view.committed("features", TOPIC_EVENTS).values())
         return PartHealth("yellow" if lag > STUCK_LAG else "green", f"features are {lag} events behind")
