@@ -78,7 +78,7 @@ class Settings(BaseSettings):
 
     device: str = Field("auto", description="auto (GPU where there is one), cpu, cuda or cuda:N.")
     effort: Literal["demo", "normal", "full"] = Field("normal", description="Arithmetic budget of a training run.")
-    train_threads: int = Field(0, ge=0, description="Threads of a training run; 0: all cores of the machine.")
+    train_threads: int = Field(0, ge=0, description="Threads of a training run; 0: all cores but one.")
     retrain_every_hours: float = Field(24.0, ge=0, description="Period of scheduled retraining; 0 switches it off.")
     judge_share: float = Field(0.05, gt=0, lt=0.5, description="Newest share of the events that judges a release.")
     judge_days_max: float = Field(7.0, gt=0, description="The judged slice is at most this long.")

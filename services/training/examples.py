@@ -8,7 +8,7 @@ draws them (the tower, trends, co-visits, new items).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,9 +50,9 @@ class Requests:
     def __len__(self) -> int:
         return len(self.user_codes)
 
-    def keep(self, kept: NDArray[np.bool_]) -> Requests:
-        """Only those marked."""
-        return Requests(self.user_codes[kept], self.asked_us[kept], self.target_rows[kept])
+    def take(self, places: NDArray[np.int64]) -> Requests:
+        """Some of them, in the order asked."""
+        return Requests(self.user_codes[places], self.asked_us[places], self.target_rows[places])
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +203,12 @@ def ranking_examples(
         prefixes.rows, prefixes.actions, prefixes.times_s, prefixes.now_s, candidate_rows.astype(np.int32), features,
         retrieval_score.astype(np.float32), labels.astype(np.float32),
     )  # fmt: skip
+
+
+def joined_examples(parts: list[RankingExamples]) -> RankingExamples:
+    """The requests of all parts, one after the other."""
+    names = [field.name for field in fields(RankingExamples)]
+    return RankingExamples(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def feature_tensor(

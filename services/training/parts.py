@@ -3,14 +3,13 @@
 Time, oldest first:   [ tower ............ | ranking requests ..... | judged slice ]
                                          newest                    cut
 
-The tower is fitted on what lies before `newest` and the reranker learns from requests after it, so the tower's scores
-are as honest there as they will be in serving; then the tower sees the newest events too. What lies
-after the cut is seen by none of them.
+The tower is fitted on what lies before `newest`. Then it goes through the newest events in a few rounds: it
+scores the requests of a round before it learns from them, so its scores are as honest and as fresh there as they will
+be in serving; the reranker learns from all rounds. What lies after the cut is seen by neither.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,7 +24,7 @@ from models.batches import Prefixes, Progress, RankingExamples
 from models.config import Effort, ModelConfig
 from models.fit import FittedTower, assemble, continue_tower, fit_reranker, fit_tower
 from models.release import ModelRelease, ReleaseDamaged
-from services.domain import BadRequest, Metric, ReleaseInfo, ReleaseInvalid, Verdict, from_us, to_us
+from services.domain import SECOND_US, BadRequest, Metric, ReleaseInfo, ReleaseInvalid, Verdict, from_us, to_us
 from services.items import ItemTable
 from services.ports import FeatureHistory
 from services.retrain import TrainingParts
@@ -43,14 +42,17 @@ from services.training.evaluate import (
 )
 from services.training.examples import (
     Corpus,
+    Requests,
     corpus_of,
     held_out_after,
+    joined_examples,
     ranking_examples,
     requests_between,
     rows_of_requests,
 )
 from services.training.gate import Gate, Slice, choose_cut, decide, slice_after
 from services.training.negatives import Pools, TowerScores, draw_candidates
+from services.training.schedule import spare_cores
 
 if TYPE_CHECKING:
     from services.recommend import Stages
@@ -58,10 +60,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 FEATURE_SERVICE = "ranking_v1"
-REQUESTS_MIN = 100
+REQUESTS_MIN = 50
 REQUESTS_MAX: dict[Effort, int] = {"demo": 20_000, "normal": 40_000, "full": 100_000}
 NEWEST_SHARE = 0.2
-CONTINUED_EPOCHS = 2
+ROUNDS = 3
+LAST_EPOCHS = 2
 LOGITS_MAX = 20_000_000
 
 
@@ -79,8 +82,8 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """How a run is to be done. `threads` 0: all cores. `cut_us` fixes the cut (evaluation); None: the gate chooses.
-    `model`: its hyper-parameters; None: the defaults for the size of the data."""
+    """How a run is to be done. `threads` 0: all cores but one. `cut_us` fixes the cut (for evaluation); None: the gate
+    chooses. `model`: its hyper-parameters; None: the defaults for the size of the data."""
 
     effort: Effort
     seed: int
@@ -136,13 +139,13 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         config = choices.model or by_size
         newest_us = _newest_from(corpus, REQUESTS_MAX[choices.effort])
         held_out = held_out_after(corpus, newest_us, config.history, config.held_out_max, choices.seed)
-        older = corpus.sequences.before(newest_us // 1_000_000)
+        older = corpus.sequences.before(newest_us // SECOND_US)
         tower = fit_tower(
             older, corpus.vocabulary, corpus.text_vectors, config, self._progress, held_out, choices.device
         )
-        ranking = self._ranking_examples(examples, tower, newest_us)
+        ranking, newest_tower = self._rounds(examples, tower, newest_us)
         reranker = fit_reranker(tower, ranking, config, self._progress)
-        tower = continue_tower(tower, corpus.sequences, CONTINUED_EPOCHS, self._progress)
+        tower = newest_tower
         notes = {
             "ranking_requests": float(len(ranking)),
             "tower_epochs": float(tower.epochs),
@@ -200,12 +203,26 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         examples = Examples(now, corpus_of(before, items), judged, items)
         return self.judge(self._sources.load(release), None, examples).metrics
 
-    def _ranking_examples(self, examples: Examples, tower: FittedTower, newest_us: int) -> RankingExamples:
+    def _rounds(self, examples: Examples, tower: FittedTower, newest_us: int) -> tuple[RankingExamples, FittedTower]:
+        """Ranking examples from `newest_us` to the cut, and the tower after it has learned from all of it."""
         corpus, choices = examples.corpus, self._choices
-        self._progress(0, 3, "ranking requests")
         requests = requests_between(
             corpus, newest_us, examples.judged.cut_us, REQUESTS_MAX[choices.effort], choices.seed
         )
+        if len(requests) < ROUNDS:
+            raise BadRequest("hardly anybody took anything new lately: there is nothing to learn ranking from")
+        made = []
+        for number, places in enumerate(np.array_split(np.arange(len(requests)), ROUNDS)):
+            made.append(self._ranking_examples(examples, tower, requests.take(places)))
+            until_us = max(int(requests.asked_us[places[-1]]), newest_us)
+            last = number == ROUNDS - 1
+            learned = corpus.sequences if last else corpus.sequences.before(until_us // SECOND_US)
+            tower = continue_tower(tower, learned, LAST_EPOCHS if last else 1, self._progress)
+        return joined_examples(made), tower
+
+    def _ranking_examples(self, examples: Examples, tower: FittedTower, requests: Requests) -> RankingExamples:
+        corpus, choices = examples.corpus, self._choices
+        self._progress(0, 3, "ranking requests")
         known = rows_of_requests(corpus, self._sources.history, requests, tower.config.history)
         self._progress(1, 3, "candidates of the requests")
         pools = Pools(batch=max(1, min(256, LOGITS_MAX // len(corpus.vocabulary))))
@@ -216,7 +233,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         log.info("training_requests", requests=len(requests), reached=round(float(reached.mean()), 4))
         if np.count_nonzero(reached) >= REQUESTS_MIN:
             places = np.flatnonzero(reached)
-            requests, known, rows, score = requests.keep(reached), known.take(places), rows[places], score[places]
+            requests, known, rows, score = requests.take(places), known.take(places), rows[places], score[places]
         made = ranking_examples(corpus, examples.items, self._sources.history, requests, known, rows, score)
         self._progress(3, 3, "ranking examples made")
         return made
@@ -242,7 +259,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
     def _set_threads(self) -> None:
         import torch
 
-        torch.set_num_threads(self._choices.threads or os.cpu_count() or 1)
+        torch.set_num_threads(self._choices.threads or spare_cores())
 
 
 def _newest_from(corpus: Corpus, requests_max: int) -> int:

@@ -130,7 +130,7 @@ def test_features_are_those_that_serving_would_have_worked_out_at_that_time() ->
     events = unrelated()
     history, items = EventsHistory(events), item_table(events)
     corpus, requests, known = made(events, history)
-    requests, known = requests.keep(np.arange(len(requests)) < 5), made(events, history)[2]
+    requests, known = requests.take(np.arange(5)), made(events, history)[2]
     known = RequestRows(known.prefixes.take(np.arange(5)), history.users_at(
         [events.user_ids[u] for u in requests.user_codes], requests.asked_us
     ))  # fmt: skip
