@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.commands.edge import Json, answer, bars, now, settings_of
+from services.commands.edge import Bars, Json, answer, bars, now, settings_of
 
 if TYPE_CHECKING:
     from services.archive.importer import Imported
@@ -45,6 +45,7 @@ def bring(  # noqa: PLR0913 (each one is an option)
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Run the consumers until all is in.")] = True,
     as_json: Json = False,
+    show_bars: Bars = False,
 ) -> None:
     """Import files of events and items.
 
@@ -58,7 +59,7 @@ def bring(  # noqa: PLR0913 (each one is an option)
     settings = settings_of(context)
     sources = _sources(tuple(files or ()), tuple(items or ()), tuple(maps or ()), tuple(sets or ()), recipe, folder)
     asked_at = now()
-    with bars(not as_json) as progress:
+    with bars(show_bars or not as_json) as progress:
         with wiring.open_home(settings) as home:
             done = import_sources(
                 sources,

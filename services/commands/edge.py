@@ -21,6 +21,7 @@ Progress = Callable[[int, int, str], None]
 """Called as `progress(done, total, text)`; total 0 means: not known."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Bars = Annotated[bool, typer.Option("--bars", help="Progress bars on stderr also with --json.")]
 Fields = Mapping[str, object]
 
 

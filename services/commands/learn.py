@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.commands.edge import Json, answer, bars, settings_of, table
+from services.commands.edge import Bars, Json, answer, bars, settings_of, table
 
 if TYPE_CHECKING:
     from services.domain import Metric
@@ -23,7 +23,7 @@ def retrain(
     context: typer.Context,
     effort: Annotated[str | None, typer.Option(help="Arithmetic budget: demo, normal or full.")] = None,
     as_json: Json = False,
-    show_bars: Annotated[bool, typer.Option("--bars", help="Progress bars on stderr also with --json.")] = False,
+    show_bars: Bars = False,
 ) -> None:
     """Train and judge a release.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from datetime import datetime
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.commands.edge import Edge, Json, answer, bars, now
+from services.domain import FreshrankError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -21,9 +24,9 @@ if TYPE_CHECKING:
     from services.demo.plots import Plot
     from services.demo.showing import Showing
     from services.demo.story import Figures
-    from services.ports import EventSink
 
 DEMO_HOME = Path(".freshrank-demo")
+COMMAND = (sys.executable, "-m", "services.cli")
 PAPER_WIDTH = 140
 """Columns of the story where it is not written to a terminal."""
 
@@ -53,7 +56,7 @@ def demo(
     with RunLock(home):
         _wipe(home)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through every `with`: no process is left behind
-    stage = Stage(home, (sys.executable, "-m", "services.cli"), port)
+    stage = Stage(home, COMMAND, port)
     with stage:
         figures = _play(stage, world, size, seed, _showing(as_json))
         answer(as_json, {name: getattr(figures, name) for name in figures.__dataclass_fields__}, lambda: None)
@@ -94,7 +97,7 @@ def _play(stage: object, world: bool, size: float, seed: int, show: Showing) -> 
 
     assert isinstance(stage, Stage)
     with wiring.open_home(load_settings()) as opened:
-        plot: Plot = WorldPlot(size, seed) if world else _films(stage.home)
+        plot: Plot = WorldPlot(size, seed) if world else _films()
         return tell(plot, stage, Props(opened.sink, opened.view, partial(_vectors, opened.engine), now), show)
 
 
@@ -109,17 +112,17 @@ def _vectors(engine: Engine) -> int:
         return int(connection.execute(counted).scalar_one())
 
 
-def _films(home: Path) -> Plot:
-    from services.archive.importer import import_sources
-    from services.archive.recipes import movietweetings
-    from services.demo.plots import FilmPlot, Poured, Progress
+def _films() -> Plot:
+    from services.demo.plots import FilmPlot, Poured
 
-    def importer(folder: Path, sink: EventSink, ends_at: datetime, progress: Progress) -> Poured:
-        done = import_sources(
-            movietweetings(folder), sink, ends_at, work=home / "import", rejects_path=home / "rejects.jsonl",
-            shift_to=ends_at, progress=progress,
-        )  # fmt: skip
-        return Poured(done.events, done.items, sum(done.rejected.values()))
+    def importer(folder: Path, ends_at: datetime) -> Poured:
+        command = (*COMMAND, "import", "--recipe", "movietweetings", "--folder", str(folder))
+        options = ("--shift-to", ends_at.isoformat(), "--no-wait", "--json", "--bars")
+        told = subprocess.run([*command, *options], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
+        if told.returncode:
+            raise FreshrankError(f"the import ended with code {told.returncode}; its reason stands above")
+        done = json.loads(told.stdout)
+        return Poured(done["events"], done["items"], sum(done["rejected"].values()))
 
     return FilmPlot(importer)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -18,6 +19,7 @@ from services.ports import EventSink
 from services.wire import encode_event, encode_item
 
 Progress = Callable[[int, int, str], None]
+Bars = Callable[[], AbstractContextManager[Progress]]
 BATCH = 2000
 HISTORY = (20, 50)
 
@@ -37,7 +39,7 @@ class Plot(Protocol):
     name: str
     about: str
 
-    def pour(self, sink: EventSink, ends_at: datetime, progress: Progress) -> Poured:
+    def pour(self, sink: EventSink, ends_at: datetime, bars: Bars) -> Poured:
         """Publish items and events, in the order of time, the newest one just before `ends_at`."""
 
     def cast(self) -> Cast:
@@ -48,9 +50,9 @@ class Plot(Protocol):
 
 
 class FilmImporter(Protocol):
-    """The importer with its film recipe; handed in, so the demo does exactly what `freshrank import` does."""
+    """`freshrank import` with its film recipe, in a process of its own whose memory is given back at its end."""
 
-    def __call__(self, folder: Path, sink: EventSink, ends_at: datetime, progress: Progress) -> Poured:
+    def __call__(self, folder: Path, ends_at: datetime) -> Poured:
         """Import the folder, its times shifted so that they end at `ends_at`."""
 
 
@@ -63,9 +65,9 @@ class FilmPlot:
     def __init__(self, importer: FilmImporter) -> None:
         self._importer = importer
 
-    def pour(self, sink: EventSink, ends_at: datetime, progress: Progress) -> Poured:
+    def pour(self, sink: EventSink, ends_at: datetime, bars: Bars) -> Poured:  # noqa: ARG002
         """Plot: by the importer's own recipe."""
-        return self._importer(DATA, sink, ends_at, progress)
+        return self._importer(DATA, ends_at)
 
     def cast(self) -> Cast:
         """Plot."""
@@ -87,14 +89,13 @@ class WorldPlot:
         self._world: World | None = None
         self.about = f"a generated world of {self._size.users:,} users and {self._size.items:,} items"
 
-    def pour(self, sink: EventSink, ends_at: datetime, progress: Progress) -> Poured:
+    def pour(self, sink: EventSink, ends_at: datetime, bars: Bars) -> Poured:
         """Plot."""
         world = self._world = make_world(self._size, self._seed, ends_at)
-        items = _publish(
-            sink, (encode_item(each) for each in world.item_changes()), len(world.items), "items", progress
-        )
-        total = len(world.occurred_us)
-        events = _publish(sink, (encode_event(each) for each in world.events()), total, "events", progress)
+        changes, total = (encode_item(each) for each in world.item_changes()), len(world.occurred_us)
+        with bars() as progress:
+            items = _publish(sink, changes, len(world.items), "items", progress)
+            events = _publish(sink, (encode_event(each) for each in world.events()), total, "events", progress)
         return Poured(events, items, 0)
 
     def cast(self) -> Cast:

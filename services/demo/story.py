@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ WARM_ASKS = 5
 CHANGE_S_MAX = 10.0
 NEWBORN_S_MAX = 20.0
 CATCH_UP_S_MAX = 600.0
-PROGRESS_S = 0.2
+WATCH_S = 0.05
 GROUPS = {
     "features": TOPICS[:1],
     "trends": (TOPICS[0], TOPICS[2]),
@@ -92,29 +93,49 @@ def tell(plot: Plot, stage: Stage, props: Props, show: Showing) -> Figures:
 
 
 def pour(plot: Plot, stage: Stage, props: Props, show: Showing) -> tuple[Poured, float]:
-    """Publish everything and wait until all four consumers have it; events per second through all of them."""
+    """Publish everything and wait until all four consumers have it; events per second from the first event in the log
+    until then."""
+    with LogWatch(props.view) as watch:
+        poured = plot.pour(props.sink, props.now(), show.bars)
     with show.bars() as progress:
-        poured = plot.pour(props.sink, props.now(), progress)
-        first: list[float] = []
 
         def caught_up() -> bool:
             ends = sum(sum(props.view.ends(topic).values()) for topics in GROUPS.values() for topic in topics)
             done = ends - sum(lags(props.view).values())
-            if done and not first:
-                first.append(time.monotonic())
-            progress(done, ends, "features, trends, archive, catalogue")
+            progress(done, ends, "features and trends and archive and catalogue")
             return done >= ends
-
-        stage.wait_for(caught_up, "the end of the consumers' work", CATCH_UP_S_MAX)
-        ended = time.monotonic()
 
         def texts_done() -> bool:
             done = props.texts_done()
             progress(done, poured.items, "item texts into vectors")
             return done >= poured.items
 
+        stage.wait_for(caught_up, "the end of the consumers' work", CATCH_UP_S_MAX)
+        ended = time.monotonic()
         stage.wait_for(texts_done, "the end of the text vectors", CATCH_UP_S_MAX)
-    return poured, poured.events / max(ended - first[0], 1e-3)
+    return poured, poured.events / max(ended - watch.first_event_at, 1e-3)
+
+
+class LogWatch:
+    """Notes when the first event came into the log. A context manager."""
+
+    def __init__(self, view: LogView) -> None:
+        self._view = view
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="log-watch", daemon=True)
+        self.first_event_at = time.monotonic()
+
+    def __enter__(self) -> LogWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(WATCH_S) and not sum(self._view.ends(TOPICS[0]).values()):
+            self.first_event_at = time.monotonic()
 
 
 def train(stage: Stage, show: Showing) -> tuple[dict[str, Any], float]:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pytest
 from rich.text import Text
 
 from services.demo.films import DATA, HISTORY, Cast, Rating, choose, read_films, read_ratings
-from services.demo.plots import WorldPlot, choose_in
+from services.demo.plots import Progress, WorldPlot, choose_in
 from services.demo.showing import curl_lines, moved, side_by_side
 from services.demo.stage import MemoryWatch
 from services.demo.story import lags, quality_of
 from services.demo.world import WorldSize, make_world
 from services.memory import MemoryBus
 from services.wire import decode_event, decode_item
+
+
+@contextmanager
+def no_bars() -> Iterator[Progress]:
+    yield lambda done, total, text: None
+
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
 
@@ -54,7 +62,7 @@ def test_in_the_world_the_clicks_are_of_a_topic_that_is_not_the_users() -> None:
 
 def test_the_world_is_poured_whole_in_the_order_of_time() -> None:
     bus, plot = MemoryBus(2, lambda: NOW), WorldPlot(0.05, seed=1)
-    poured = plot.pour(bus.sink(), NOW, lambda done, total, text: None)
+    poured = plot.pour(bus.sink(), NOW, no_bars)
     values = [message for log in bus.logs.values() for message in log]
     events = [decode_event(m.value, NOW) for m in values if m.coordinate.topic == "freshrank.events"]
     items = [decode_item(m.value, NOW) for m in values if m.coordinate.topic == "freshrank.items"]
@@ -67,7 +75,7 @@ def test_the_world_is_poured_whole_in_the_order_of_time() -> None:
 
 def test_lag_is_what_a_group_has_not_committed_of_its_own_topics() -> None:
     bus, plot = MemoryBus(2, lambda: NOW), WorldPlot(0.05, seed=1)
-    poured = plot.pour(bus.sink(), NOW, lambda done, total, text: None)
+    poured = plot.pour(bus.sink(), NOW, no_bars)
     assert lags(bus.view()) == {
         "features": poured.events,
         "trends": poured.events,
