@@ -50,6 +50,8 @@ log = structlog.get_logger()
 Progress = Callable[[int, int, str], None]
 AWAY = (StageUnavailable, SQLAlchemyError, OSError)
 """What a consumer waits out: a store or a log that does not answer."""
+JUDGED_USERS_MAX = {"demo": 1500, "normal": 2500, "full": 10_000}
+"""Users whose lists are asked for to judge a release: about 10 ms each."""
 HELD_BACK = "log_held_back"
 TIDY_EVERY_S = 600.0
 STUCK_LAG = 10_000
@@ -291,7 +293,7 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
     )
     choices = Choices(
         effort=s.effort, seed=s.seed, releases=s.home / "releases", text_encoder=s.text_encoder, device=s.device,
-        threads=s.train_threads, gate=Gate(s.judge_share, s.judge_days_max),
+        threads=s.train_threads, gate=Gate(s.judge_share, s.judge_days_max, users_max=JUDGED_USERS_MAX[s.effort]),
     )  # fmt: skip
     return ReleaseParts(sources, choices, progress)
 
