@@ -76,6 +76,7 @@ def _home(context: typer.Context) -> Path:
     os.environ.update({f"FRESHRANK_{name}": value for name, value in fixed.items()})
     home = load_settings().home
     os.environ["FRESHRANK_HOME"] = str(home)
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     configure_logs("warning", "demo")
     return home
 

@@ -100,7 +100,7 @@ def start_child(command: list[str], environment: dict[str, str], threads: int) -
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), limit)
     limits["OMP_WAIT_POLICY"] = "PASSIVE"
     with _children_lock:
-        child = subprocess.Popen(command, env={**os.environ, **limits, **environment})
+        child = subprocess.Popen(command, env={**os.environ, **limits, "MALLOC_ARENA_MAX": "2", **environment})
         _children.add(child)
     try:
         psutil.Process(child.pid).nice(NICENESS)
