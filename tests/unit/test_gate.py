@@ -89,9 +89,7 @@ def ndcg(value: float, users: int = 600) -> tuple[Metric, ...]:
     ("ours", "live", "promoted"),
     [(0.1, 0.1, True), (0.0991, 0.1, True), (0.0989, 0.1, False), (0.2, 0.1, True), (0.0, 0.0, True)],
 )
-def test_a_challenger_may_lose_one_percent_to_the_live_release(
-    ours: float, live: float, promoted: bool
-) -> None:
+def test_a_challenger_may_lose_one_percent_to_the_live_release(ours: float, live: float, promoted: bool) -> None:
     assert decide(ndcg(ours), ndcg(live), ndcg(0.05), ())[0] is promoted
 
 

@@ -216,11 +216,12 @@ def test_seen_items_pack_into_twelve_bytes_each() -> None:
 
 def test_importing_feast_leaves_the_process_as_it_was() -> None:
     script = (
-        "import sys, warnings, typeguard\n"
+        "import os, sys, warnings, typeguard\n"
         "from services.features.store import import_feast\n"
-        "before = typeguard.typechecked, list(warnings.filters)\n"
+        "before = typeguard.typechecked, list(warnings.filters), dict(os.environ)\n"
         "import_feast()\n"
         "assert typeguard.typechecked is before[0]; assert list(warnings.filters) == before[1]\n"
+        "assert dict(os.environ) == before[2], 'feast set something for everybody'\n"
         "assert 'torch' not in sys.modules, 'feast pulled torch in'\n"
         "import importlib.util; assert importlib.util.find_spec('torch')\n"
     )
