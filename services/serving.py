@@ -143,10 +143,12 @@ class Serving:
             log.error("release_refused", release_id=live.release_id, error=str(error))
             return
         self._warm(stages)
+        before = self.stages().release_id
         with self._swap:
             self._stages = replace(stages, items_as_of=self.items.as_of)
         self._refused = None
-        RELEASE_INFO.clear()
+        if before is not None:
+            RELEASE_INFO.labels(release_id=before).set(0)
         RELEASE_INFO.labels(release_id=live.release_id).set(1)
         log.info("release_live", release_id=live.release_id, seconds=round(time.monotonic() - started, 3))
 
