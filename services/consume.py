@@ -23,7 +23,7 @@ def consume(
     while not stopped():
         batch = source.poll(records_max, wait_s)
         if batch.lost:
-            part.stop(batch.lost)
+            source.commit(part.stop(batch.lost))
         if batch.gained:
             part.start(source, batch.gained)
         source.commit(part.apply(batch))

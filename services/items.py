@@ -219,9 +219,9 @@ class ItemTable:
 
     def trending(self, now_us: int, limit: int) -> tuple[tuple[str, float], ...]:
         """Items with the most clicks lately: the 24 h and the 7 d ranking, taken in turn; score is decayed clicks."""
-        day = self._ranking("clicks_24h", limit, now_us, lambda: self._clicks(now_us, 4))
-        week = self._ranking("clicks_7d", limit, now_us, lambda: self._clicks(now_us, 5))
-        with self._lock:
+        with self._lock:  # both rankings of the same moment: an item that comes between them would part their lengths
+            day = self._ranking("clicks_24h", limit, now_us, lambda: self._clicks(now_us, 4))
+            week = self._ranking("clicks_7d", limit, now_us, lambda: self._clicks(now_us, 5))
             merged = list(dict.fromkeys(int(s) for pair in zip(day, week, strict=True) for s in pair))[:limit]
             counts = decayed(self._counts[merged], self._counts_at_us[merged], now_us)[:, 4:6].sum(axis=1)
             shown = self._servable(now_us, np.asarray(merged, dtype=np.int64))

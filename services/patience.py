@@ -37,13 +37,13 @@ class Patience:
         self._stopping = stopping
         self.waiting_for = ""
 
-    def call(self, work: Callable[[], Returned]) -> Returned:
-        """The result of `work`. Raises Stopped when the order to stop comes while waiting."""
+    def call(self, work: Callable[[], Returned], stopped: Callable[[], bool] = lambda: False) -> Returned:
+        """The result of `work`. Raises Stopped when the order to stop (`stopping` or `stopped`) comes while waiting."""
         retrying = Retrying(
             retry=retry_if_exception_type(self._away),
             wait=wait_exponential_jitter(initial=WAIT_S_FIRST, max=WAIT_S_MAX),
             sleep=sleep_using_event(self._stopping),
-            stop=lambda _state: self._stopping.is_set(),
+            stop=lambda _state: self._stopping.is_set() or stopped(),
             before_sleep=self._say,
             retry_error_callback=self._give_up,
         )

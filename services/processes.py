@@ -38,7 +38,7 @@ from services.ports import Consumer, SlateLog
 from services.recommend import Stages, recommend
 from services.settings import Settings
 from services.tables import counters, upsert
-from services.wiring import Home, build_stages, load_release, now, open_home
+from services.wiring import Home, build_stages, check_device, load_release, now, open_home
 
 if TYPE_CHECKING:
     from services.candidates.vectors import ItemVectors
@@ -87,23 +87,62 @@ def run_consumer(
 
     with open_home(settings) as home:
         threads: list[threading.Thread] = []
-        for name in names:  # opened one after the other, here: heavy imports do not mix
-            patience = Patience(name, AWAY, stopping)
-            part = patience.call(partial(home.consumer, name))
-            threads.append(threading.Thread(target=work, args=(part, patience), name=name))
-        for thread in threads:
-            thread.start()
-        tidied, seen = time.monotonic(), dict[str, int]()
-        while not stopping.wait(WATCH_EVERY_S):
-            if stopped() or (until_caught_up and _caught_up(home, names, progress, seen)):
-                stopping.set()
-            if "archive" in names and time.monotonic() - tidied > TIDY_EVERY_S:
-                tidied = time.monotonic()
-                _tidy(home)
-        for thread in threads:
-            thread.join()
+        try:
+            for name in names:  # opened one after the other, here: heavy imports do not mix
+                patience = Patience(name, AWAY, stopping)
+                part = patience.call(partial(home.consumer, name), stopped)
+                threads.append(threading.Thread(target=work, args=(part, patience), name=name))
+            for thread in threads:
+                thread.start()
+            seen: dict[str, int] = {}
+            _watch(home, names, stopping, stopped, lambda: until_caught_up and _caught_up(home, names, progress, seen))
+        except Stopped:
+            return
+        except BaseException as error:
+            errors.append(error)
+            stopping.set()
+
+    with open_home(settings) as home:
+        threads: list[threading.Thread] = []
+        try:
+            for name in names:  # opened one after the other, here: heavy imports do not mix
+                patience = Patience(name, AWAY, stopping)
+                part = patience.call(partial(home.consumer, name), stopped)
+                threads.append(threading.Thread(target=work, args=(part, patience), name=name))
+            for thread in threads:
+                thread.start()
+            _watch(
+                home, names, stopping, lambda seen: until_caught_up and _caught_up(home, names, progress, seen), stopped
+            )
+        except Stopped:
+            return
+        finally:  # also when interrupted: nothing is closed under a thread that works
+            stopping.set()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
         if errors:
             raise errors[0]
+
+
+def _watch(
+    home: Home,
+    names: Sequence[str],
+    stopping: threading.Event,
+    stopped: Callable[[], bool],
+    finished: Callable[[], bool],
+) -> None:
+    """Until `stopping`: hear the order to stop, see the end of the work, tidy now and then."""
+    tidied = time.monotonic()
+    while not stopping.wait(WATCH_EVERY_S):
+        try:
+            if stopped() or finished():
+                return
+        except AWAY as error:
+            log.warning("look_failed", error=str(error))
+        if "archive" in names and time.monotonic() - tidied > TIDY_EVERY_S:
+            tidied = time.monotonic()
+            _tidy(home)
 
 
 def _consume(home: Home, part: Consumer, patience: Patience, stopping: threading.Event) -> None:
@@ -180,6 +219,7 @@ class Instance:
         """Runtime."""
         import torch
 
+        check_device(self.settings.device)
         torch.set_num_threads(1)  # one request is small: more threads only wait for each other
         self._serving.start()
         self.features.read("warm-up")
@@ -232,6 +272,7 @@ class Instance:
         stages, vectors = build_stages(release, items, self.features, self._slates)
         if vectors is not None:
             self._vectors = [*self._vectors[-1:], vectors]  # the old release still answers until the swap
+            vectors.load()  # once more: what came since the first look went to the old release only
         return stages
 
     def _refresh(self) -> None:

@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Protocol
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from services.domain import FreshrankError, PartHealth, Query, ReleaseInfo, StageUnavailable, to_us
 from services.items import ItemTable
@@ -25,6 +24,8 @@ log = structlog.get_logger()
 RELEASE_POLL_S = 0.5
 WARM_QUERIES = 20
 FEED_STALE_S = 10.0
+REFUSED_AGAIN_S = 10.0
+"""A refused release is looked at again this often: its files may have been mended."""
 
 
 class Feed(Protocol):
@@ -62,6 +63,8 @@ class Serving:
         refresh: Refresher,
         now: Callable[[], datetime],
         items_poll_s: float,
+        releases_poll_s: float = RELEASE_POLL_S,
+        refused_again_s: float = REFUSED_AGAIN_S,
     ) -> None:
         self.items = ItemTable()
         self._feed = feed
@@ -70,10 +73,14 @@ class Serving:
         self._refresh = refresh
         self._now = now
         self._items_poll_s = items_poll_s
+        self._releases_poll_s = releases_poll_s
+        self._refused_again_s = refused_again_s
         self._stages: Stages | None = None
         self._swap = threading.Lock()
         self._refused: str | None = None
         self._refused_because = ""
+        self._try_again_at = 0.0
+        self._troubles: dict[str, str] = {}
         self._fed_at = 0.0
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -91,7 +98,7 @@ class Serving:
         self._follow_release()
         for name, step, pause_s in (
             ("items", self._follow_items, self._items_poll_s),
-            ("releases", self._follow_release, RELEASE_POLL_S),
+            ("releases", self._follow_release, self._releases_poll_s),
         ):
             thread = threading.Thread(target=self._watch, args=(step, pause_s), name=f"watch-{name}", daemon=True)
             thread.start()
@@ -107,8 +114,11 @@ class Serving:
         """How the item feed and the model are."""
         age_s = time.monotonic() - self._fed_at
         fed = PartHealth("green") if age_s < FEED_STALE_S else PartHealth("red", f"no answer for {age_s:.0f} s")
+        trouble = next(iter(self._troubles.values()), None)
         if self._refused is not None:
             model = PartHealth("yellow", f"release {self._refused} refused: {self._refused_because}")
+        elif trouble is not None:
+            model = PartHealth("yellow", trouble)
         elif self.stages().release_id is None:
             model = PartHealth("yellow", "no release yet: lists are trending and new items")
         else:
@@ -116,11 +126,15 @@ class Serving:
         return {"items": fed, "model": model}
 
     def _watch(self, step: Callable[[], None], pause_s: float) -> None:
+        """Step by step until stop(); what fails is logged, shown in health, and tried again with the next step."""
+        name = step.__name__.removeprefix("_")
         while not self._stopping.wait(pause_s):
             try:
                 step()
-            except (FreshrankError, SQLAlchemyError, OSError) as error:
-                log.warning("watch_failed", step=step.__name__, error=str(error))
+                self._troubles.pop(name, None)
+            except Exception as error:  # a watcher that ends would leave this process stale without a word
+                self._troubles[name] = f"{name.replace('_', ' ')} failed: {error}"
+                log.warning("watch_failed", step=name, error=str(error), kind=type(error).__name__)
 
     def _follow_items(self) -> None:
         changed = self._feed.poll(self.items)
@@ -133,13 +147,17 @@ class Serving:
 
     def _follow_release(self) -> None:
         live = self._registry.live()
-        if live is None or live.release_id in (self.stages().release_id, self._refused):
+        if live is None or live.release_id == self.stages().release_id:
+            self._refused = None
+            return
+        if live.release_id == self._refused and time.monotonic() < self._try_again_at:
             return
         started = time.monotonic()
         try:
             stages = self._build(live, self.items)
         except FreshrankError as error:
             self._refused, self._refused_because = live.release_id, str(error)
+            self._try_again_at = time.monotonic() + self._refused_again_s
             log.error("release_refused", release_id=live.release_id, error=str(error))
             return
         self._warm(stages)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, select
 
-from services.domain import ReleaseInfo, ReleaseInvalid
+from services.domain import ReleaseInfo, ReleaseInvalid, SettingsInvalid
 from services.items import ItemTable
 from services.ports import Consumer, EventSink, FeatureStore, LogView, SlateLog
 from services.recommend import Stages
@@ -136,7 +136,7 @@ class Home:
         """Releases and runs."""
         from services.training.registry import SqlRegistry
 
-        return SqlRegistry(self.engine, now)
+        return SqlRegistry(self.engine, now, self.settings.home / "releases")
 
     def items(self) -> ItemTable:
         """A fresh item table with everything there is now."""
@@ -186,12 +186,16 @@ class Home:
     @cached_property
     def text_vectors(self) -> Any:
         """The embedding of item texts."""
-        from models.text import open_encoder
+        from models.text import EncoderMissing, open_encoder
         from services.catalogue.live import write_parts
         from services.catalogue.vectors import TextVectors
 
         s = self.settings
-        encoder = open_encoder(s.text_encoder, s.device, s.text_batch_max)
+        check_device(s.device)
+        try:
+            encoder = open_encoder(s.text_encoder, s.device, s.text_batch_max)
+        except EncoderMissing as error:
+            raise SettingsInvalid(f"text_encoder={s.text_encoder!r} is refused: {error}") from error
         vectors = TextVectors(self.engine, encoder, write_parts, s.text_batch_max)
         self._closers.append(vectors.close)
         return vectors
@@ -232,6 +236,16 @@ def build_stages(
         standard_filters(items), scorer, TopByScore(items), slates,
     )  # fmt: skip
     return stages, vectors
+
+
+def check_device(device: str) -> None:
+    """Raises SettingsInvalid where this machine has no such device."""
+    from models.device import pick_device
+
+    try:
+        pick_device(device)
+    except ValueError as error:
+        raise SettingsInvalid(f"device={device!r} is refused: {error}") from error
 
 
 def load_release(info: ReleaseInfo, device: str = "auto") -> ModelRelease:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -190,3 +192,26 @@ def test_the_table_grows_beyond_its_first_size_and_forgets_nothing() -> None:
     assert known.block(["i7", "i2999"]).counts[:, 4].tolist() == [7.0, 2999.0]
     assert known.servable(["i2999"], NOW_US).tolist() == [True]
     assert known.trending(NOW_US, 1)[0][0] == "i2999"
+
+
+def test_trending_is_whole_while_items_arrive() -> None:
+    """Both rankings are of one moment: an item that arrives between them must not part them (it did)."""
+    table, stop = ItemTable(), threading.Event()
+
+    def arrive() -> None:
+        for number in range(3000):
+            if stop.is_set():
+                return
+            table.apply([ItemChanged(f"new-{number}", StatsPart([1.0] * 9, 10**15), number + 1)])
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=arrive)
+    thread.start()
+    try:
+        while thread.is_alive():
+            assert len(table.trending(10**15, 10_000)) <= len(table)
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(before)

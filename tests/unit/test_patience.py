@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from services.consume import consume
-from services.domain import Batch, Outgoing, Partition, StageUnavailable, from_us
+from services.domain import Batch, Coordinate, Message, Outgoing, Partition, StageUnavailable, from_us
 from services.memory import MemoryBus
 from services.patience import Patience, PatientConsumer, PatientSource, Stopped
 from services.ports import EventSource
@@ -72,3 +72,54 @@ def test_a_mistake_of_ours_is_not_waited_for() -> None:
 
     with pytest.raises(AssertionError):
         patience.call(wrong)
+
+
+class Buffering(Flaky):
+    """A consumer that makes its work durable only when it has to let go."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.held: dict[Partition, int] = {}
+
+    def apply(self, batch: Batch) -> Mapping[Partition, int]:
+        self.held |= batch.next_offsets()
+        return {}
+
+    def stop(self, lost: tuple[Partition, ...]) -> Mapping[Partition, int]:
+        flushed, self.held = self.held, {}
+        return flushed
+
+
+class Handed(EventSource):
+    """A source that plays back batches and keeps what is committed."""
+
+    def __init__(self, *batches: Batch) -> None:
+        self.batches = list(batches)
+        self.committed: dict[Partition, int] = {}
+
+    def poll(self, records_max: int, wait_s: float) -> Batch:
+        return self.batches.pop(0)
+
+    def commit(self, offsets: Mapping[Partition, int]) -> None:
+        self.committed |= offsets
+
+    def seek(self, offsets: Mapping[Partition, int]) -> None:
+        """Nothing to seek."""
+
+    def lag(self) -> Mapping[Partition, int]:
+        return {}
+
+
+def test_what_is_flushed_when_a_partition_is_lost_is_committed() -> None:
+    place = Partition("freshrank.events", 0)
+    message = Message(Coordinate("log", place.topic, 0, 6), "ann", b"x", from_us(1))
+    source = Handed(Batch((message,)), Batch((), lost=(place,)))
+    committed_when_lost: dict[Partition, int] = {}
+
+    def stopped() -> bool:
+        if not source.batches:
+            committed_when_lost.update(source.committed)
+        return not source.batches
+
+    consume(source, Buffering(), stopped)
+    assert committed_when_lost == {place: 7}

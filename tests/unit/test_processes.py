@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from services import wire
-from services.domain import Event, ItemChange, Outgoing, Query
+from services.domain import Event, ItemChange, Outgoing, Query, SettingsInvalid
 from services.memory import MemorySlateLog
 from services.processes import HELD_BACK, Instance, recommend_once, run_consumer
 from services.settings import Settings
@@ -45,3 +48,27 @@ def test_a_log_that_may_not_forget_turns_health_red(tmp_path: Path) -> None:
             upsert(connection, counters, [{"name": HELD_BACK, "value": 3}])
         assert instance.parts()["log"].state == "red"
         instance.stop()
+
+
+def test_an_interruption_ends_the_consumers_before_anything_is_closed(tmp_path: Path) -> None:
+    settings = settings_at(tmp_path)
+    before = {thread.ident for thread in threading.enumerate()}
+
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_consumer(settings, ("archive", "catalogue"), interrupted)
+    assert {thread.ident for thread in threading.enumerate() if thread.is_alive()} <= before
+
+
+def test_a_device_that_this_machine_lacks_is_a_bad_setting(tmp_path: Path) -> None:
+    for device in ("banana", "cuda:99"):
+        with open_home(Settings(home=tmp_path, device=device)) as home, pytest.raises(SettingsInvalid, match=device):
+            Instance(home, MemorySlateLog()).start()
+
+
+def test_a_text_encoder_that_cannot_be_had_is_a_bad_setting(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, text_encoder=str(tmp_path / "nowhere"))
+    with pytest.raises(SettingsInvalid, match="text_encoder"):
+        run_consumer(settings, ("catalogue",), lambda: False)
