@@ -98,24 +98,6 @@ def run_consumer(
             _watch(home, names, stopping, stopped, lambda: until_caught_up and _caught_up(home, names, progress, seen))
         except Stopped:
             return
-        except BaseException as error:
-            errors.append(error)
-            stopping.set()
-
-    with open_home(settings) as home:
-        threads: list[threading.Thread] = []
-        try:
-            for name in names:  # opened one after the other, here: heavy imports do not mix
-                patience = Patience(name, AWAY, stopping)
-                part = patience.call(partial(home.consumer, name), stopped)
-                threads.append(threading.Thread(target=work, args=(part, patience), name=name))
-            for thread in threads:
-                thread.start()
-            _watch(
-                home, names, stopping, lambda seen: until_caught_up and _caught_up(home, names, progress, seen), stopped
-            )
-        except Stopped:
-            return
         finally:  # also when interrupted: nothing is closed under a thread that works
             stopping.set()
             for thread in threads:
