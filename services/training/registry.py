@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import structlog
 from sqlalchemy import Engine, Row, and_, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from services.domain import BadRequest, Metric, ReleaseInfo, Verdict, from_us, to_us
 from services.tables import releases, runs
 
+log = structlog.get_logger()
 RunState = Literal["running", "done", "failed"]
 
 
@@ -35,18 +37,23 @@ class RunInfo:
 
 
 class SqlRegistry:
-    """A ReleaseRegistry over the tables `releases` and `runs`. Exactly one release is live once one was promoted."""
+    """A ReleaseRegistry over the tables `releases` and `runs`. Exactly one release is live once one was promoted.
 
-    def __init__(self, engine: Engine, now: Callable[[], datetime]) -> None:
+    Paths are kept relative to `folder` and resolved when they are read, so a copy of the home speaks of its own
+    releases. Nothing outside `folder` is ever removed.
+    """
+
+    def __init__(self, engine: Engine, now: Callable[[], datetime], folder: Path) -> None:
         self._engine = engine
         self._now = now
+        self._folder = folder
 
     # ---------------------------------------------------------------------------------------- releases
 
     def publish(self, info: ReleaseInfo) -> None:
         """ReleaseRegistry."""
         row = {
-            "release_id": info.release_id, "path": info.path, "created_us": to_us(info.created_at),
+            "release_id": info.release_id, "path": self._stored(info.path), "created_us": to_us(info.created_at),
             "data_until_us": to_us(info.data_until), "promoted_us": 0, "live": False,
             "reason": info.reason, "metrics": _packed(info.metrics),
         }  # fmt: skip
@@ -71,13 +78,13 @@ class SqlRegistry:
         """ReleaseRegistry."""
         with self._engine.connect() as connection:
             row = connection.execute(select(releases).where(releases.c.live)).first()
-        return _release(row) if row else None
+        return self._release(row) if row else None
 
     def all(self) -> Sequence[ReleaseInfo]:
         """ReleaseRegistry."""
         newest_first = select(releases).order_by(releases.c.created_us.desc(), releases.c.release_id.desc())
         with self._engine.connect() as connection:
-            return [_release(row) for row in connection.execute(newest_first)]
+            return [self._release(row) for row in connection.execute(newest_first)]
 
     def rollback(self) -> ReleaseInfo:
         """Make the release live that was live before this one; BadRequest when there was none."""
@@ -90,7 +97,7 @@ class SqlRegistry:
             raise BadRequest("there is no earlier release to go back to")
         with self._engine.begin() as connection:  # the times of promotion stay: a second rollback goes further back
             connection.execute(update(releases).values(live=releases.c.release_id == earlier.release_id))
-        return _release(earlier)
+        return self._release(earlier)
 
     def prune(self, keep: int) -> tuple[str, ...]:
         """Forget releases beyond the newest `keep` and remove their folders, never the live one's or the one before
@@ -106,8 +113,33 @@ class SqlRegistry:
                 still = and_(releases.c.release_id == each.release_id, releases.c.live.is_(False))
                 removed = connection.execute(releases.delete().where(still)).rowcount
             if removed:
-                shutil.rmtree(Path(each.path), ignore_errors=True)
+                self._remove(Path(each.path))
         return tuple(each.release_id for each in gone)
+
+    def _release(self, row: Row[Any]) -> ReleaseInfo:
+        return ReleaseInfo(
+            row.release_id, self._found(row.path), from_us(row.created_us), from_us(row.data_until_us),
+            row.promoted_us > 0, row.live, row.reason, _unpacked(row.metrics),
+        )  # fmt: skip
+
+    def _stored(self, path: str) -> str:
+        whole, folder = Path(path).resolve(), self._folder.resolve()
+        return str(whole.relative_to(folder)) if whole.is_relative_to(folder) else path
+
+    def _found(self, stored: str) -> str:
+        """Where a release lies. An absolute path may name the home it was copied from: ours first."""
+        path = Path(stored)
+        if not path.is_absolute():
+            return str(self._folder / path)
+        own = self._folder / path.name
+        return str(own) if own.exists() else stored
+
+    def _remove(self, path: Path) -> None:
+        whole, folder = path.resolve(), self._folder.resolve()
+        if folder not in whole.parents:
+            log.warning("release_folder_kept", path=str(path), why="it is not among the releases of this home")
+            return
+        shutil.rmtree(whole, ignore_errors=True)
 
     # -------------------------------------------------------------------------------------------- runs
 
@@ -141,13 +173,6 @@ class SqlRegistry:
         newest_first = select(runs).order_by(runs.c.started_us.desc(), runs.c.run_id.desc()).limit(limit)
         with self._engine.connect() as connection:
             return [_run(row) for row in connection.execute(newest_first)]
-
-
-def _release(row: Row[Any]) -> ReleaseInfo:
-    return ReleaseInfo(
-        row.release_id, row.path, from_us(row.created_us), from_us(row.data_until_us), row.promoted_us > 0,
-        row.live, row.reason, _unpacked(row.metrics),
-    )  # fmt: skip
 
 
 def _run(row: Row[Any]) -> RunInfo:

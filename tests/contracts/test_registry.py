@@ -106,7 +106,7 @@ class TestSqlRegistry(RegistrySuite):
     @pytest.fixture
     def registry(self, tmp_path: Path) -> Iterator[ReleaseRegistry]:
         engine = open_database(tmp_path / "meta.db")
-        yield SqlRegistry(engine, Clock())
+        yield SqlRegistry(engine, Clock(), tmp_path / "releases")
         engine.dispose()
 
     def test_rollback_goes_back_promotion_by_promotion(self, registry: SqlRegistry) -> None:

@@ -67,7 +67,8 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 def run_of(engine: Engine, folder: Path, keep: int = 5) -> Run:
     clock = Clock()
-    return Run(SqlRegistry(engine, clock), Lease(engine, "retrain", "me", clock), folder, "demo", clock, keep)
+    registry = SqlRegistry(engine, clock, folder.parent / "releases")
+    return Run(registry, Lease(engine, "retrain", "me", clock), folder, "demo", clock, keep)
 
 
 def test_a_run_leaves_a_row_a_report_numbers_and_a_curve(engine: Engine, tmp_path: Path) -> None:
