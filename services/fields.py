@@ -39,7 +39,7 @@ def parse_time(given: object, name: str) -> datetime:
             return aware(datetime.fromisoformat(text))
         except ValueError:
             given = _float_or_none(text)
-    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+    if isinstance(given, bool) or not isinstance(given, int | float) or not _is_finite(given):
         raise WireError("bad_time", f"{name} must be ISO 8601 or an epoch in s or ms")
     seconds = given / 1000 if abs(given) >= 1e11 else given  # 1e11 s is the year 5138; 1e11 ms is 1973
     if not -6e10 < seconds < 2e11:
@@ -48,10 +48,13 @@ def parse_time(given: object, name: str) -> datetime:
 
 
 def aware(moment: datetime) -> datetime:
-    """The moment in UTC; a naive one is taken as UTC."""
+    """The moment in UTC; a naive one is taken as UTC. WireError where UTC knows no such year."""
     if moment.tzinfo is None:
         return moment.replace(tzinfo=UTC)
-    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    try:
+        return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    except OverflowError:
+        raise WireError("bad_time", f"{moment.isoformat()} is out of range") from None
 
 
 def check_id(name: str, given: str) -> None:
@@ -77,7 +80,7 @@ def id_text(fields: Mapping[str, object], name: str) -> str:
 def number_of(given: object) -> float:
     """A finite number, also from its digits."""
     number = _float_or_none(given) if isinstance(given, str) else given
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+    if isinstance(number, bool) or not isinstance(number, int | float) or not _is_finite(number):
         raise WireError("bad_value", "value must be a finite number")
     return float(number)
 
@@ -87,6 +90,14 @@ def _float_or_none(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def _is_finite(number: float) -> bool:
+    """Whether a float can hold it; JSON may bring a whole number of hundreds of digits."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 def properties_of(given: object) -> dict[str, str]:

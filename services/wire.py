@@ -7,7 +7,6 @@ does not fit raises WireError with a reason that is counted and kept in the quar
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
@@ -36,6 +35,8 @@ VERSION = 1
 BYTES_MAX = 64 * 1024
 FUTURE_CLAMPED = timedelta(minutes=5)
 OLDEST = datetime(1995, 1, 1, tzinfo=UTC)
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, OverflowError, RecursionError)
+"""What reading foreign bytes may raise: no JSON, another shape, a number that no float holds, a too deep nesting."""
 
 EVENT_ALIASES: Mapping[str, tuple[str, ...]] = {
     "user_id": ("userId", "UserId", "user", "visitorId", "uid"),
@@ -113,7 +114,7 @@ def decode_event(value: bytes, accepted_at: datetime) -> Event:
     _check_size(value)
     try:
         wire = _event_decoder.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         return parse_event(_decode_object(value), accepted_at)
     if wire.v != VERSION:
         raise WireError("unknown_version", f"v={wire.v}, this reader knows {VERSION}")
@@ -160,7 +161,7 @@ def decode_item(value: bytes, accepted_at: datetime) -> ItemChange:
     _check_size(value)
     try:
         wire = _item_decoder.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         _decode_object(value)  # says truncated or not an object, where that is the cause
         raise WireError("bad_item", str(error)) from None
     if wire.v != VERSION:
@@ -174,7 +175,7 @@ def decode_slate(value: bytes) -> Slate:
     """The slate in a message."""
     try:
         wire = _slate_decoder.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise WireError("bad_slate", str(error)) from None
     if wire.v != VERSION:
         raise WireError("unknown_version", f"v={wire.v}, this reader knows {VERSION}")
@@ -271,8 +272,6 @@ def _event(wire: WireEvent, accepted_at: datetime) -> Event:
         occurred_at = accepted_at
     if occurred_at < OLDEST:
         raise WireError("too_old", f"occurred_at {occurred_at.isoformat()} is before {OLDEST.date()}")
-    if wire.value is not None and not math.isfinite(wire.value):
-        raise WireError("bad_value", "value must be a finite number")
     return Event(
         wire.event_id,
         wire.user_id,
@@ -280,7 +279,7 @@ def _event(wire: WireEvent, accepted_at: datetime) -> Event:
         wire.kind,
         occurred_at,
         accepted_at,
-        wire.value,
+        None if wire.value is None else number_of(wire.value),
         wire.request_id,
         wire.session_id,
         wire.properties or NO_PROPERTIES,
@@ -297,7 +296,7 @@ def _check_size(value: bytes) -> None:
 def _decode_object(value: bytes) -> dict[str, object]:
     try:
         decoded = msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise WireError("not_json", str(error)) from None
     if not isinstance(decoded, dict):
         raise WireError("not_an_object", f"a JSON {type(decoded).__name__}")

@@ -263,11 +263,18 @@ def _item_message(fields: Fields, now: datetime, first_us: Mapping[str, int], sh
     checked = dict(check_item_fields(given))
     if isinstance(published_at := checked.get("published_at"), datetime):
         seen_us = first_us.get(item_id, to_us(published_at))
-        checked["published_at"] = min(published_at, from_us(seen_us)) + timedelta(microseconds=shift_us)
+        checked["published_at"] = _shifted(min(published_at, from_us(seen_us)), shift_us)
     message = wire.encode_item(ItemChange(item_id, "put", checked, now, now))
     if len(message.value) > wire.BYTES_MAX:
         raise WireError("oversized", f"{len(message.value)} bytes, the limit is {wire.BYTES_MAX}")
     return message
+
+
+def _shifted(moment: datetime, shift_us: int) -> datetime:
+    try:
+        return moment + timedelta(microseconds=shift_us)
+    except OverflowError:
+        raise WireError("bad_time", f"{moment.isoformat()} is out of range once it is shifted") from None
 
 
 # ----------------------------------------------------------------------------------------------- inside
@@ -349,4 +356,7 @@ class _Rejects:
 
 
 def _shown(fields: Fields) -> str:
-    return msgspec.json.encode(dict(fields), enc_hook=str).decode()
+    try:
+        return msgspec.json.encode(dict(fields), enc_hook=str).decode()
+    except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError, RecursionError):
+        return ascii(fields)

@@ -155,6 +155,34 @@ def test_bad_rows_are_written_down_with_line_and_reason_and_the_rest_is_imported
     assert sum(done.rejected.values()) == 6
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_time_or_a_number_beyond_all_bounds_costs_its_row_only(imports: Imports, suffix: str) -> None:
+    huge = "9" * 400
+    rows = [
+        ("a", "2013-01-01", "1"),
+        ("b", "0001-01-01T00:00:00+23:00", "1"),
+        ("c", "9999-12-31T23:59:59-23:00", "1"),
+        ("d", huge, "1"),
+        ("e", "2013-01-01", huge),
+    ]
+    lines = [f"ann,{item},click,{at},{value}" for item, at, value in rows]
+    if suffix == "jsonl":
+        number = '{{"user_id": "ann", "item_id": "{}", "occurred_at": {}, "value": {}}}'
+        lines = [number.format(item, at if at == huge else f'"{at}"', value) for item, at, value in rows]
+    path = imports.file(f"e.{suffix}", (HEADER if suffix == "csv" else "") + "\n".join(lines))
+    done = imports.run(events_in(path))
+    assert [e.item_id for e in imports.events()] == ["a"]
+    assert done.rejected == {"bad_time": 3, "bad_value": 1}
+
+
+def test_a_publication_that_a_shift_moves_out_of_the_calendar_is_a_bad_row(imports: Imports) -> None:
+    films = imports.file("i.jsonl", '{"item_id": "a", "published_at": "0001-01-02"}\n{"item_id": "b"}\n')
+    events = imports.file("e.csv", HEADER + "ann,b,click,2026-11-01,\n")
+    imports.run(item_source(DataFile(films), {}), events_in(events), shift_to=datetime(2020, 1, 1, tzinfo=UTC))
+    assert [change.item_id for change in imports.items()] == ["b"]
+    assert imports.rejects() == [(1, "bad_time")]
+
+
 def test_a_quoted_line_break_keeps_the_line_numbers_right(imports: Imports) -> None:
     path = imports.file("e.csv", HEADER + '"ann\nlee",a,click,2013-01-01,\nann,b,click,never,\n')
     imports.run(events_in(path))

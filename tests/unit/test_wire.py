@@ -176,3 +176,56 @@ def test_a_slate_is_read_back_equal_without_what_was_dropped() -> None:
     )
     slate = Slate("r1", "ann", "rel", 17, 3, picks, ("features",), (), NOW)
     assert wire.decode_slate(wire.encode_slate(slate).value) == slate
+
+
+BEYOND = ("0001-01-01T00:00:00+23:00", "9999-12-31T23:59:59-23:00", 10**400, 1e300)
+ITEM = {"v": 1, "item_id": "i", "operation": "put", "updated_at": "2026-11-23T11:00:00Z", "fields": {}}
+
+
+@pytest.mark.parametrize("beyond", BEYOND, ids=("year 0", "year 10000", "an int of 401 digits", "a huge float"))
+def test_a_time_that_no_calendar_holds_is_a_bad_one_in_every_place_that_takes_a_time(beyond: object) -> None:
+    alias = {"user": "ann", "item": "i", "timestamp": beyond}
+    for event in (GOOD | {"occurred_at": beyond}, alias):
+        assert reason_of(wire.decode_event, event) == "bad_time"
+    assert reason_of(wire.decode_item, ITEM | {"fields": {"published_at": beyond}}) == "bad_time"
+    assert reason_of(wire.decode_item, ITEM | {"updated_at": beyond}) in ("bad_time", "bad_item")
+
+
+def test_a_number_that_no_float_holds_is_a_bad_value_and_a_too_deep_nesting_no_json() -> None:
+    assert reason_of(wire.decode_event, GOOD | {"value": 10**400}) == "bad_value"
+    assert reason_of(wire.decode_event, {"user": "ann", "item": "i", "value": 10**400}) == "bad_value"
+    deep = json.dumps(GOOD)[:-1].encode() + b',"x":' + b"[" * 20_000 + b"]" * 20_000 + b"}"
+    assert reason_of(wire.decode_event, deep) == "not_json"
+    assert reason_of(wire.decode_item, json.dumps(ITEM)[:-1].encode() + deep[deep.index(b',"x"') :]) == "not_json"
+
+
+def reason_of(decode: object, given: object) -> str:
+    with pytest.raises(WireError) as refused:
+        decode(given if isinstance(given, bytes) else json.dumps(given).encode(), NOW)  # type: ignore[operator]
+    return refused.value.reason
+
+
+names = st.sampled_from(
+    [*wire.EVENT_ALIASES, *(a for aliases in wire.EVENT_ALIASES.values() for a in aliases), "v", "operation",
+     "updated_at", "fields", "published_at", "expires_at", "title", "attributes", "available"]
+)  # fmt: skip
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([1, *BEYOND, -(10**400), "put", "9" * 400, "2026-11-23T11:00:00Z", "-0001", "24:00"])
+    | st.floats()
+    | st.text(max_size=5)
+    | st.datetimes(timezones=st.timezones()).map(lambda moment: moment.isoformat())
+)
+values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4))
+foreign = st.builds(lambda base, given: base | given, st.sampled_from([{}, GOOD, ITEM]), st.dictionaries(names, values))
+
+
+@given(st.binary() | (values | foreign).map(lambda given: json.dumps(given).encode()))
+def test_whatever_comes_is_read_or_refused_and_nothing_else_is_raised(value: bytes) -> None:
+    for decode in (wire.decode_event, wire.decode_item, lambda given, _now: wire.decode_slate(given)):
+        try:
+            decode(value, NOW)
+        except WireError as error:
+            assert error.reason  # noqa: PT017 (to be read is right, too)
