@@ -182,7 +182,7 @@ class _Ticket:
 
     messages: Sequence[Outgoing]
     coordinates: tuple[Coordinate, ...] = ()
-    error: StageUnavailable | None = None
+    error: Exception | None = None
     done: bool = field(default=False)
 
 
@@ -206,9 +206,13 @@ class EmbeddedSink:
         ticket = _Ticket(messages)
         with self._waiting_lock:
             self._waiting.append(ticket)
-        with self._write_lock:
-            while not ticket.done:
-                self._write(self._take())
+        try:
+            with self._write_lock:
+                while not ticket.done:
+                    self._write(self._take())
+        except BaseException:
+            self._withdraw(ticket)
+            raise
         if ticket.error is not None:
             raise ticket.error
         return ticket.coordinates
@@ -235,18 +239,30 @@ class EmbeddedSink:
             tickets, self._waiting = self._waiting[:taken], self._waiting[taken:]
         return tickets
 
+    def _withdraw(self, ticket: _Ticket) -> None:
+        """Its caller hears an error: nobody may publish it any more."""
+        with self._waiting_lock:
+            self._waiting = [each for each in self._waiting if each is not ticket]
+
     def _write(self, tickets: list[_Ticket]) -> None:
+        """One transaction for all. Whatever ends it early, every caller of the batch hears of it: nothing was taken."""
         try:
             with files.as_unavailable(self._bus.path, f"take {sum(len(t.messages) for t in tickets)} messages"):
                 self._append(tickets)
-        except StageUnavailable as error:
-            for ticket in tickets:
-                ticket.error, ticket.coordinates = error, ()
+        except Exception as error:
+            self._fail(tickets, error)
+        except BaseException as error:  # an interruption of this thread; the others only learn that it failed
+            self._fail(tickets, StageUnavailable(f"the log {self._bus.path} was interrupted: {type(error).__name__}"))
+            raise
         finally:
             for ticket in tickets:
                 ticket.done = True
         with self._bus.published:
             self._bus.published.notify_all()
+
+    def _fail(self, tickets: list[_Ticket], error: Exception) -> None:
+        for ticket in tickets:
+            ticket.error, ticket.coordinates = error, ()
 
     def _append(self, tickets: list[_Ticket]) -> None:
         number = self._number
