@@ -13,13 +13,14 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.api.bodies import Refused, body_of, parse_each, records, wait_for
+from services.api.bodies import Refused, body_of, parse_each, wait_for
 from services.api.problems import Problem
 from services.api.recommendations import json_response
+from services.api.refusals import Refusals
 from services.api.runtime import Runtime
 from services.api.schemas import EventBody, EventsAnswer, ProblemAnswer
-from services.domain import Coordinate, Outgoing
-from services.telemetry import EVENTS_ACCEPTED, EVENTS_REJECTED
+from services.domain import TOPIC_EVENTS, Coordinate, Outgoing
+from services.telemetry import EVENTS_ACCEPTED
 from services.wire import EVENT_ALIASES, encode_event, parse_event
 
 _IDS = ("event_id", *EVENT_ALIASES["event_id"])
@@ -61,6 +62,7 @@ class Noted:
 def router(runtime: Runtime) -> APIRouter:
     """The routes of this family over one runtime."""
     routes = APIRouter(tags=["events"])
+    refusals = Refusals(runtime)
 
     @routes.post(
         "/v1/events",
@@ -72,7 +74,7 @@ def router(runtime: Runtime) -> APIRouter:
     async def post_events(request: Request, wait: Wait = None) -> Response:
         """One event, a list of them, or NDJSON. What is accepted is durable when the answer comes."""
         body, content_type = await body_of(request)
-        coordinates, refused, noted = await run_in_threadpool(_take, body, content_type, runtime)
+        coordinates, refused, noted = await run_in_threadpool(_take, body, content_type, runtime, refusals)
         declared = runtime.settings.kind_rules().by_kind
         told: dict[str, object] = {
             "accepted": len(coordinates),
@@ -94,14 +96,16 @@ def schema() -> dict[str, Any]:
     return EventBody.model_json_schema(ref_template="#/components/schemas/{model}")
 
 
-def _take(body: bytes, content_type: str, runtime: Runtime) -> tuple[tuple[Coordinate, ...], list[Refused], Noted]:
-    found = records(body, content_type, "events", runtime.settings.api_events_max)
+def _take(
+    body: bytes, content_type: str, runtime: Runtime, refusals: Refusals
+) -> tuple[tuple[Coordinate, ...], list[Refused], Noted]:
+    found = refusals.records(TOPIC_EVENTS, body, content_type, "events")
     accepted_at, noted = runtime.now(), Noted()
     messages, refused = parse_each(found, lambda fields: _message(fields, accepted_at, noted))
     coordinates = runtime.sink.publish(messages) if messages else ()
     EVENTS_ACCEPTED.inc(len(coordinates))
-    for each in refused:
-        EVENTS_REJECTED.labels("api", each.reason).inc()
+    if refused:
+        refusals.keep(TOPIC_EVENTS, found, refused)
     return coordinates, refused, noted
 
 

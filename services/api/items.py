@@ -12,12 +12,13 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.api.bodies import Refused, body_of, parse_each, records, wait_for
+from services.api.bodies import Refused, body_of, parse_each, wait_for
 from services.api.problems import Problem
 from services.api.recommendations import checked_id, json_response
+from services.api.refusals import Refusals
 from services.api.runtime import Runtime
 from services.api.schemas import ItemBody, ItemFields, ItemsAnswer, ProblemAnswer
-from services.domain import Coordinate, ItemChange, Operation, Outgoing, WireError, from_us, to_us
+from services.domain import TOPIC_ITEMS, Coordinate, ItemChange, Operation, Outgoing, WireError, from_us, to_us
 from services.fields import ID_LENGTH_MAX, check_item_fields, parse_time
 from services.signals import COUNTERS, decayed
 from services.wire import encode_item
@@ -32,22 +33,23 @@ Wait = Annotated[Literal["catalogue"] | None, Parameter(description="Answer when
 def router(runtime: Runtime) -> APIRouter:
     """The routes of this family over one runtime."""
     routes = APIRouter(tags=["items"])
-    _add_many(routes, runtime)
-    _add_one(routes, runtime)
+    refusals = Refusals(runtime)
+    _add_many(routes, runtime, refusals)
+    _add_one(routes, runtime, refusals)
     return routes
 
 
-def _add_many(routes: APIRouter, runtime: Runtime) -> None:
+def _add_many(routes: APIRouter, runtime: Runtime, refusals: Refusals) -> None:
     @routes.put(
         "/v1/items", status_code=202, response_model=ItemsAnswer, responses=REFUSALS, openapi_extra=_body("ItemBody")
     )
     async def put_items(request: Request, wait: Wait = None) -> Response:
         """One item, a list of them, or NDJSON, each with its id. Each replaces what was known of it."""
         body, content_type = await body_of(request)
-        return await _publish(runtime, body, content_type, "put", None, wait)
+        return await _publish(runtime, refusals, body, content_type, "put", None, wait)
 
 
-def _add_one(routes: APIRouter, runtime: Runtime) -> None:
+def _add_one(routes: APIRouter, runtime: Runtime, refusals: Refusals) -> None:
     @routes.put(
         "/v1/items/{item_id:path}",
         status_code=202, response_model=ItemsAnswer, responses=REFUSALS, openapi_extra=_body("ItemFields"),
@@ -55,7 +57,7 @@ def _add_one(routes: APIRouter, runtime: Runtime) -> None:
     async def put_item(request: Request, item_id: str, wait: Wait = None) -> Response:
         """One item; it replaces what was known of it."""
         body, content_type = await body_of(request)
-        return await _publish(runtime, body, content_type, "put", checked_id("item_id", item_id), wait)
+        return await _publish(runtime, refusals, body, content_type, "put", checked_id("item_id", item_id), wait)
 
     @routes.patch(
         "/v1/items/{item_id:path}",
@@ -64,12 +66,12 @@ def _add_one(routes: APIRouter, runtime: Runtime) -> None:
     async def patch_item(request: Request, item_id: str, wait: Wait = None) -> Response:
         """Only the named fields of one item."""
         body, content_type = await body_of(request)
-        return await _publish(runtime, body, content_type, "patch", checked_id("item_id", item_id), wait)
+        return await _publish(runtime, refusals, body, content_type, "patch", checked_id("item_id", item_id), wait)
 
     @routes.delete("/v1/items/{item_id:path}", status_code=202, response_model=ItemsAnswer, responses=REFUSALS)
     async def delete_item(item_id: str, wait: Wait = None) -> Response:
         """The item is in no list any more."""
-        return await _publish(runtime, b"{}", "", "delete", checked_id("item_id", item_id), wait)
+        return await _publish(runtime, refusals, b"{}", "", "delete", checked_id("item_id", item_id), wait)
 
     @routes.get("/v1/items/{item_id:path}")
     def get_item(item_id: str) -> Response:
@@ -78,9 +80,10 @@ def _add_one(routes: APIRouter, runtime: Runtime) -> None:
 
 
 async def _publish(
-    runtime: Runtime, body: bytes, content_type: str, operation: Operation, item_id: str | None, wait: str | None
-) -> Response:
-    coordinates, refused = await run_in_threadpool(_take, runtime, body, content_type, operation, item_id)
+    runtime: Runtime, refusals: Refusals, body: bytes, content_type: str, operation: Operation, item_id: str | None,
+    wait: str | None,
+) -> Response:  # fmt: skip
+    coordinates, refused = await run_in_threadpool(_take, runtime, refusals, body, content_type, operation, item_id)
     told: dict[str, object] = {"accepted": len(coordinates), "rejected": refused}
     if refused and not coordinates:
         raise Problem("nothing-accepted", refused[0].detail, told)
@@ -90,14 +93,17 @@ async def _publish(
 
 
 def _take(
-    runtime: Runtime, body: bytes, content_type: str, operation: Operation, item_id: str | None
+    runtime: Runtime, refusals: Refusals, body: bytes, content_type: str, operation: Operation, item_id: str | None
 ) -> tuple[tuple[Coordinate, ...], list[Refused]]:
-    found = records(body, content_type, "items", runtime.settings.api_events_max)
+    found = refusals.records(TOPIC_ITEMS, body, content_type, "items")
     if item_id is not None and len(found) != 1:
         raise Problem("bad-body", f"{len(found)} objects for one item; PUT /v1/items takes many")
     accepted_at = runtime.now()
     messages, refused = parse_each(found, lambda fields: _message(fields, operation, item_id, accepted_at))
-    return (runtime.sink.publish(messages) if messages else ()), refused
+    coordinates = runtime.sink.publish(messages) if messages else ()
+    if refused:
+        refusals.keep(TOPIC_ITEMS, found, refused)
+    return coordinates, refused
 
 
 def _message(

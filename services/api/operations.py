@@ -21,6 +21,7 @@ GROUP_TOPICS = {
     "archive": TOPICS,
     "catalogue": (TOPIC_ITEMS,),
 }
+"""What a group waits for that has never joined; the others say in the log what they read."""
 Many = Annotated[int, Parameter(ge=1, le=1000, description="How many at most.")]
 
 
@@ -79,7 +80,8 @@ def _add_health(routes: APIRouter, runtime: Runtime) -> None:
     def metrics() -> Response:
         """Prometheus text."""
         for group, topics in GROUP_TOPICS.items():
-            LAG.labels(group).set(sum(_lag(runtime, group, topic) for topic in topics))
+            read = runtime.view.topics(group) or topics
+            LAG.labels(group).set(sum(_lag(runtime, group, topic) for topic in read))
         return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -113,6 +115,7 @@ def _metric(metric: Metric) -> dict[str, object]:
 def _rejected(number: int, each: Rejected) -> dict[str, object]:
     return {
         "number": number, "reason": each.reason, "detail": each.detail, "accepted_at": each.accepted_at,
-        "topic": each.coordinate.topic, "partition": each.coordinate.partition, "offset": each.coordinate.offset,
+        "log_id": each.coordinate.log_id, "topic": each.coordinate.topic,
+        "partition": each.coordinate.partition, "offset": each.coordinate.offset,
         "value": each.value.decode(errors="replace"),
     }  # fmt: skip

@@ -13,7 +13,7 @@ import typer
 from services.commands.edge import Fields, Json, answer, moment, now, settings_of, table
 
 if TYPE_CHECKING:
-    from services.domain import Slate, UserState
+    from services.domain import Coordinate, Slate, UserState
     from services.ports import Catalogue, LogView
     from services.settings import Settings
 
@@ -23,6 +23,7 @@ GROUPS = {
     "archive": ("freshrank.events", "freshrank.slates", "freshrank.items"),
     "catalogue": ("freshrank.items",),
 }
+"""What a group waits for that has never joined; the others say in the log what they read."""
 LIMIT_MAX = 500
 
 
@@ -91,7 +92,7 @@ def rejected(
         entries = home.quarantine.list(limit, after)
         counts = dict(home.quarantine.count())
     rows = [
-        (n, each.reason, each.detail, f"{each.coordinate.topic}/{each.coordinate.partition}@{each.coordinate.offset}",
+        (n, each.reason, each.detail, place_of(each.coordinate),
          each.value[:200].decode(errors="backslashreplace"))
         for n, each in entries
     ]  # fmt: skip
@@ -232,12 +233,17 @@ def user_fields(state: UserState, titles: Mapping[str, str], limit: int) -> dict
     }  # fmt: skip
 
 
+def place_of(at: Coordinate) -> str:
+    """Where a message stands, or stood when the API refused it: such a one never came into the log."""
+    return f"{at.topic}, refused by the API" if at.log_id == "api" else f"{at.topic}/{at.partition}@{at.offset}"
+
+
 def lags_of(view: LogView) -> dict[str, int]:
     """Messages not yet taken in, by consumer."""
     return {
         group: sum(
             end - view.committed(group, topic).get(partition, 0)
-            for topic in topics
+            for topic in view.topics(group) or topics
             for partition, end in view.ends(topic).items()
         )
         for group, topics in GROUPS.items()

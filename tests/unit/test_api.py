@@ -215,6 +215,56 @@ def test_events_are_published_and_the_bad_ones_named_by_place_and_reason(
     ]
 
 
+def test_what_is_refused_is_kept_with_its_bytes_and_reason_and_counted(
+    client: TestClient, runtime: MemoryRuntime
+) -> None:
+    far = {"user_id": "ada", "item_id": "s2", "occurred_at": "2027-01-01T00:00:00Z"}
+    large = {"user_id": "ada", "item_id": "s2", "properties": {"note": "x" * 70_000}}
+    body = [{"user_id": "ada", "item_id": "s1"}, far, {"user_id": "ada", "item_id": "s2", "v": 9}, large]
+    counted = 'freshrank_events_rejected_total{reason="future",where="api"}'
+    before = client.get("/metrics").text
+    assert client.post("/v1/events", json=body).status_code == 202
+    assert is_problem(client.post("/v1/events", content=b"{broken"), 400, "bad-body")
+    assert is_problem(client.put("/v1/items", json={"title": "no id"}), 422, "nothing-accepted")
+    kept = [entry for _, entry in runtime.quarantine.list(10)]
+    assert [(each.coordinate.topic, each.reason) for each in kept] == [
+        (TOPIC_EVENTS, "future"), (TOPIC_EVENTS, "unknown_version"), (TOPIC_EVENTS, "oversized"),
+        (TOPIC_EVENTS, "not_json"), (TOPIC_ITEMS, "missing_item_id"),
+    ]  # fmt: skip
+    assert (json.loads(kept[0].value), kept[3].value) == (far, b"{broken")
+    assert kept[2].value == json.dumps(large, separators=(",", ":")).encode()[:65536]
+    assert {(each.coordinate.log_id, each.coordinate.partition) for each in kept} == {("api", 0)}
+    events = [each.coordinate.offset for each in kept[:4]]
+    assert events == sorted(set(events))
+    assert client.get("/v1/rejected").json()["count"]["future"] == 1
+    assert count_in(client.get("/metrics").text, counted) == count_in(before, counted) + 1
+
+
+def count_in(text: str, name: str) -> float:
+    return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(name)), 0.0)
+
+
+def test_one_request_fills_the_quarantine_with_so_much_only(runtime: MemoryRuntime) -> None:
+    runtime.settings = Settings(api_events_max=500, api_body_bytes_max=5_000_000)
+    with TestClient(create_app(runtime)) as client:
+        answer = client.post("/v1/events", json=[{"user_id": "ada"}] * 300).json()
+        assert (len(answer["rejected"]), runtime.quarantine.count()) == (300, {"missing_item_id": 100})
+        client.post("/v1/events", json=[{"user_id": "ada", "v": 2, "properties": {"a": "x" * 60_000}}] * 30)
+    assert runtime.quarantine.count()["unknown_version"] == 1_000_000 // 60_045
+
+
+def test_a_quarantine_that_is_away_changes_no_answer(client: TestClient, runtime: MemoryRuntime) -> None:
+    class Away:
+        def add(self, rejected):
+            raise StageUnavailable("database is locked")
+
+    runtime.quarantine = Away()
+    body = [{"user_id": "ada", "item_id": "s1"}, {"user_id": "ada"}]
+    answer = client.post("/v1/events", json=body)
+    assert (answer.status_code, answer.json()["accepted"], len(answer.json()["rejected"])) == (202, 1, 1)
+    assert is_problem(client.post("/v1/events", json=body[1:]), 422, "nothing-accepted")
+
+
 def test_one_event_a_named_list_and_ndjson_are_bodies_too(client: TestClient, runtime: MemoryRuntime) -> None:
     event = {"user_id": "u", "item_id": "s1"}
     assert client.post("/v1/events", json=event).json()["accepted"] == 1

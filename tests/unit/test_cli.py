@@ -10,16 +10,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from services.archive.rejected import SqlQuarantine
 from services.cli import app, main
 from services.commands.look import markdown_page
+from services.domain import Coordinate, Rejected
 from services.settings import Settings
 from services.supervisor import RunLock
+from services.tables import open_database
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
@@ -146,6 +150,22 @@ def test_status_counts_what_is_not_taken_in_yet(filled: Path, freshrank: Freshra
     fields = json.loads(freshrank(filled, "status", "--json").stdout)
     assert fields["lag"] == {"features": 3, "trends": 3, "archive": 4, "catalogue": 1}
     assert (fields["running"], fields["api"], fields["release"]) == (None, None, None)
+
+
+def test_rejected_says_where_each_message_stood(filled: Path, freshrank: Freshrank) -> None:
+    engine = open_database(filled / "meta.db", 1000)
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    SqlQuarantine(engine).add(
+        [
+            Rejected(Coordinate("l1", "freshrank.events", 3, 7), "not_json", "x", b"{", at),
+            Rejected(Coordinate("api", "freshrank.events", 0, 17), "future", "x", b"{}", at),
+        ]
+    )
+    engine.dispose()
+    fields = json.loads(freshrank(filled, "rejected", "--json").stdout)
+    assert fields["counts"] == {"future": 1, "not_json": 1}
+    places = [each["place"] for each in fields["rejected"]]
+    assert places == ["freshrank.events/3@7", "freshrank.events, refused by the API"]
 
 
 def test_a_damaged_log_ends_with_one_sentence_and_code_1(filled: Path, freshrank: Freshrank) -> None:
