@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, Literal
 
 import msgspec
@@ -268,8 +269,10 @@ class ItemTable:
         return allowed
 
     def _slots_of(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
-        get = self._slots.get
-        return np.fromiter((get(i, 0) for i in item_ids), dtype=np.int64, count=len(item_ids))
+        try:  # all known, as they mostly are: one call for all of them
+            return np.array(itemgetter(*item_ids)(self._slots), dtype=np.int64).reshape(len(item_ids))
+        except (KeyError, TypeError):  # an unknown one among them, or none asked
+            return np.array([self._slots.get(item_id, 0) for item_id in item_ids], dtype=np.int64)
 
     def _item_hash(self, item_ids: Sequence[str], slots: NDArray[np.int64]) -> NDArray[np.int64]:
         hashes = self._hashes[slots]

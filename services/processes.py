@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -205,6 +206,8 @@ class Instance:
         torch.set_num_threads(1)  # one request is small: more threads only wait for each other
         self._serving.start()
         self.features.read("warm-up")
+        gc.collect()
+        gc.freeze()  # items and models stay: no collection needs to look through them again
 
     def stop(self) -> None:
         """Runtime."""

@@ -113,6 +113,8 @@ def sift(
     for each in filters:
         verdicts = each.keep(query, user, found)
         assert len(verdicts) == len(found), f"{each.name} answered {len(verdicts)} of {len(found)}"
+        if all(verdicts):
+            continue
         dropped += [Dropped(c.item_id, each.name) for c, keep in zip(found, verdicts, strict=True) if not keep]
         found = tuple(c for c, keep in zip(found, verdicts, strict=True) if keep)
     return found, tuple(dropped)
