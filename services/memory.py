@@ -44,6 +44,7 @@ class MemoryBus:
         self.logs: dict[Partition, list[Message]] = defaultdict(list)
         self.offsets: dict[tuple[str, Partition], int] = {}
         self.members: dict[tuple[str, tuple[str, ...]], list[MemorySource]] = defaultdict(list)
+        self.subscribed: dict[str, set[str]] = defaultdict(set)
 
     def publish(self, messages: Sequence[Outgoing]) -> tuple[Coordinate, ...]:
         """EventSink: append all, in order."""
@@ -63,6 +64,10 @@ class MemoryBus:
     def committed(self, group: str, topic: str) -> Mapping[Partition, int]:
         """LogView: the committed offset of the group."""
         return {p: self.offsets.get((group, p), 0) for p in self.of_topic(topic)}
+
+    def topics(self, group: str) -> tuple[str, ...]:
+        """LogView: what the group's members read now, or its last one did."""
+        return tuple(sorted(self.subscribed[group]))
 
     def log_id(self) -> str:
         """LogView: the identity of this log."""
@@ -103,6 +108,8 @@ class MemorySource(EventSource):
         self._members = bus.members[(group, topics)]
         with bus.changed:
             self._members.append(self)
+            read = [topics for (name, topics), members in bus.members.items() if name == group and members]
+            bus.subscribed[group] = {topic for topics in read for topic in topics}
         self._generation = 0
 
     def poll(self, records_max: int, wait_s: float) -> Batch:

@@ -75,6 +75,9 @@ class LogView(Protocol):
     def committed(self, group: str, topic: str) -> Mapping[Partition, int]:
         """The committed offset of the group for every partition of the topic; 0 where it has none."""
 
+    def topics(self, group: str) -> tuple[str, ...]:
+        """What the group reads, in order; empty for a group that never joined."""
+
     def log_id(self) -> str:
         """The identity of this log."""
 

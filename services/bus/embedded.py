@@ -322,6 +322,12 @@ class EmbeddedView:
             topic,
         )
 
+    def topics(self, group: str) -> tuple[str, ...]:
+        """LogView."""
+        with self._lock, files.as_unavailable(self._path, "be read"):
+            rows = self._connection.execute("SELECT topic FROM subscriptions WHERE name = ? ORDER BY topic", (group,))
+            return tuple(topic for (topic,) in rows)
+
     def log_id(self) -> str:
         """LogView."""
         return self._log_id

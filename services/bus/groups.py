@@ -103,9 +103,25 @@ class Membership:
         self.places = places_of(self._connection, self._topics)
         subscribed = [(self._group, topic) for topic in self._topics]
         self._connection.executemany("INSERT OR IGNORE INTO subscriptions VALUES (?, ?)", subscribed)
+        self._unsubscribe()
         begun = [(self._group, place) for place in self.places]
         self._connection.executemany("INSERT OR IGNORE INTO committed VALUES (?, ?, 0)", begun)
         self._next_generation()
+
+    def _unsubscribe(self) -> None:
+        """Drop topics that no member reads any more: they would hold the retention back for ever.
+
+        A group without members keeps them all: it will come back.
+        """
+        rows = self._connection.execute("SELECT topics FROM members WHERE name = ?", (self._group,)).fetchall()
+        if not rows:
+            return
+        read = {topic for (topics,) in rows for topic in topics.split("\n")}
+        known = self._connection.execute("SELECT topic FROM subscriptions WHERE name = ?", (self._group,)).fetchall()
+        self._connection.executemany(
+            "DELETE FROM subscriptions WHERE name = ? AND topic = ?",
+            [(self._group, topic) for (topic,) in known if topic not in read],
+        )
 
     def _put_out_the_dead(self, now_us: int) -> None:
         rows = self._connection.execute(
@@ -119,6 +135,7 @@ class Membership:
     def _put_out(self, member: int) -> None:
         self._connection.execute("DELETE FROM owners WHERE name = ? AND member = ?", (self._group, member))
         self._connection.execute("DELETE FROM members WHERE member = ?", (member,))
+        self._unsubscribe()
         self._next_generation()
 
     def _release(self, places: set[int]) -> None:

@@ -217,7 +217,7 @@ def lags(view: LogView) -> dict[str, int]:
     return {
         group: sum(
             end - view.committed(group, topic).get(partition, 0)
-            for topic in topics
+            for topic in view.topics(group) or topics
             for partition, end in view.ends(topic).items()
         )
         for group, topics in GROUPS.items()

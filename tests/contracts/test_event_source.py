@@ -146,6 +146,17 @@ class EventSourceContract:
         assert sum(log.view().committed("features", EVENTS).values()) == 1
         assert sum(log.view().committed("archive", EVENTS).values()) == 0
 
+    def test_the_view_says_what_a_group_reads_and_keeps_saying_it_when_nobody_does(self, log: Log) -> None:
+        assert log.view().topics("trends") == ()
+        before = log.source("trends", [ITEMS, EVENTS])
+        before.poll(0, 0)
+        assert log.view().topics("trends") == (EVENTS, ITEMS)
+        before.close()
+        assert log.view().topics("trends") == (EVENTS, ITEMS)
+        log.source("trends", [EVENTS]).poll(0, 0)
+        assert log.view().topics("trends") == (EVENTS,)
+        assert log.view().topics("features") == ()
+
     def test_a_member_reads_all_its_topics_and_no_other(self, log: Log) -> None:
         log.sink().publish([outgoing("ann", "event"), outgoing("film", "item", ITEMS), outgoing("x", "no", "other")])
         assert set(texts(drained(log.source("archive", [EVENTS, ITEMS]), 2))) == {"event", "item"}

@@ -23,6 +23,7 @@ from services.ports import EventSource
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 EVENTS = "freshrank.events"
+SLATES = "freshrank.slates"
 Open = Callable[..., EmbeddedBus]
 
 
@@ -176,6 +177,32 @@ def test_a_forgotten_group_holds_nothing_back(opened: Open) -> None:
     assert bus.trim(NOW + timedelta(days=2)) == {Partition(EVENTS, 0): 30}
     bus.forget("experiment")
     assert bus.trim(NOW + timedelta(days=2)) == {}
+
+
+def test_a_group_that_reads_a_topic_no_longer_holds_nothing_of_it_back(opened: Open, clock: Clock) -> None:
+    """As trends does when impressions no longer come from slates."""
+    bus = opened()
+    trends = bus.source("trends", [EVENTS, SLATES])
+    read_all(trends)
+    bus.sink().publish([Outgoing(SLATES, "user-1", b"x")])
+    trends.close()
+    clock.now = NOW + timedelta(hours=25)
+    assert sum(bus.trim(clock.now).values()) == 1
+    assert bus.view().topics("trends") == (EVENTS, SLATES)  # between two runs a group keeps what it reads
+    read_all(bus.source("trends", [EVENTS]))
+    assert bus.view().topics("trends") == (EVENTS,)
+    read_all(bus.source("archive", [EVENTS, SLATES]))
+    assert bus.trim(clock.now) == {}
+
+
+def test_a_topic_stays_subscribed_for_as_long_as_one_member_reads_it(opened: Open) -> None:
+    bus = opened()
+    old, new = bus.source("trends", [EVENTS, SLATES]), bus.source("trends", [EVENTS])
+    old.poll(0, 0)
+    new.poll(0, 0)
+    assert bus.view().topics("trends") == (EVENTS, SLATES)
+    old.close()
+    assert bus.view().topics("trends") == (EVENTS,)
 
 
 def test_without_any_group_nothing_is_deleted(opened: Open) -> None:
