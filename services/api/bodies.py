@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from services.api.problems import Problem
-from services.domain import Coordinate, Outgoing, Partition, WireError
+from services.domain import Coordinate, Outgoing, Partition, StageUnavailable, WireError
 from services.ports import LogView
 from services.wire import BYTES_MAX
 
@@ -85,7 +85,10 @@ async def body_of(request: Request) -> tuple[bytes, str]:
 
 
 async def wait_for(view: LogView, group: str, coordinates: Sequence[Coordinate], wait_ms_max: int) -> Waited:
-    """Wait until the group has committed all of these, at most `wait_ms_max`."""
+    """Wait until the group has committed all of these, at most `wait_ms_max`.
+
+    These are in the log already: a log that cannot be asked just now ends the wait as not reached, never as an error.
+    """
     started = time.perf_counter()
     wanted: dict[Partition, int] = {}
     for c in coordinates:
@@ -101,7 +104,10 @@ async def wait_for(view: LogView, group: str, coordinates: Sequence[Coordinate],
 
 
 def _reached(view: LogView, group: str, topics: set[str], wanted: dict[Partition, int]) -> bool:
-    committed = {place: offset for topic in topics for place, offset in view.committed(group, topic).items()}
+    try:
+        committed = {place: offset for topic in topics for place, offset in view.committed(group, topic).items()}
+    except StageUnavailable:
+        return False
     return all(committed.get(place, 0) >= offset for place, offset in wanted.items())
 
 

@@ -26,6 +26,7 @@ from services.domain import (
     ItemChange,
     Metric,
     PartHealth,
+    Partition,
     Rejected,
     ReleaseInfo,
     StageUnavailable,
@@ -332,6 +333,28 @@ def test_wait_is_bounded_and_says_that_it_was_not_reached(client: TestClient) ->
     waited = client.post("/v1/events?wait=features", json={"user_id": "ada", "item_id": "s2"}).json()["waited"]
     assert waited["reached"] is False
     assert 300 <= waited["milliseconds"] < 1500
+
+
+@pytest.mark.parametrize("refusals", [3, 10_000])
+def test_a_log_that_cannot_be_asked_while_waiting_makes_no_error_of_what_was_taken(
+    client: TestClient, runtime: MemoryRuntime, refusals: int
+) -> None:
+    class Locked:
+        asked = 0
+
+        def committed(self, group, topic):
+            self.asked += 1
+            if self.asked <= refusals:
+                raise StageUnavailable("database is locked")
+            return {Partition(TOPIC_EVENTS, partition): 9 for partition in (0, 1)}
+
+    runtime.view = Locked()
+    response = client.post("/v1/events?wait=features", json={"user_id": "ada", "item_id": "s2"})
+    assert response.status_code == 202
+    answer = response.json()
+    assert (answer["accepted"], answer["waited"]["reached"]) == (1, refusals == 3)
+    assert len(published(runtime, TOPIC_EVENTS)) == 1
+    assert client.put("/v1/items?wait=catalogue", json={"item_id": "a"}).status_code == 202
 
 
 def test_when_the_bus_cannot_take_events_the_answer_is_503_and_to_send_again(
