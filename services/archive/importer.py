@@ -85,12 +85,16 @@ def import_sources(
     event of one user at one time gets k µs more; an event without an id gets one from its fields, so that importing
     the same file again sends the same events.
     """
+    if shift_to is not None and shift_to > now + wire.FUTURE_CLAMPED:
+        raise BadRequest(f"the last event cannot happen at {shift_to.isoformat()}: that is in the future")
     for source in sources:
         _check_columns(source)
     with _Rejects(rejects_path) as rejects, _table(work) as table:
         skipped = _read_events(sources, now, table, rejects, progress)
         first_us, last_us = table.execute("SELECT min(occurred_us), max(occurred_us) FROM rows").fetchall()[0]
         shift_us = to_us(shift_to) - last_us if shift_to is not None and last_us is not None else 0
+        if shift_us and first_us + shift_us < to_us(wire.OLDEST):
+            raise BadRequest(f"moved to {shift_to}, the first event would happen before {wire.OLDEST.date()}")
         items = _publish_items(sources, now, table, shift_us, sink, rejects, progress)
         events = _publish_events(table, now, shift_us, sink, progress)
     return Imported(

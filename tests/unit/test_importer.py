@@ -333,6 +333,17 @@ def test_mistakes_of_the_caller_get_one_sentence(imports: Imports) -> None:
         recipe("movietweetings", imports.folder)
 
 
+def test_times_are_moved_neither_into_the_future_nor_out_of_what_is_read(imports: Imports) -> None:
+    path = imports.file("e.csv", HEADER + "ann,a,click,2013-01-01,\nann,b,click,2013-01-02,\n")
+    with pytest.raises(BadRequest, match="that is in the future"):
+        imports.run(events_in(path), shift_to=NOW + timedelta(minutes=5, microseconds=1))
+    for early in (datetime(1995, 1, 1, 12, tzinfo=UTC), datetime(1, 1, 1, tzinfo=UTC)):
+        with pytest.raises(BadRequest, match="the first event would happen before 1995-01-01"):
+            imports.run(events_in(path), shift_to=early)
+    assert imports.published == []
+    assert imports.run(events_in(path), shift_to=NOW).last == NOW
+
+
 def test_an_empty_file_imports_nothing(imports: Imports) -> None:
     done = imports.run(events_in(imports.file("e.csv", "")), shift_to=NOW)
     assert (done.events, done.first, done.last) == (0, None, None)
