@@ -68,6 +68,8 @@ def parse_each(
     refused: list[Refused] = []
     for index, record in enumerate(found):
         try:
+            if isinstance(record, bytes):
+                raise WireError("not_json", "the line is not JSON")
             if not isinstance(record, dict):
                 raise WireError("not_an_object", f"a JSON {type(record).__name__}")
             message = parse(record)

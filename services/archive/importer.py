@@ -305,7 +305,7 @@ def _check_columns(source: ImportSource) -> None:
     if absent := [ours for ours in wanted if ours not in known]:
         raise BadRequest(
             f"{source.file.path}: no column stands for {', '.join(absent)}; it has {', '.join(first.fields)}."
-            f" Name it with --map {absent[0]}=THEIRS"
+            f" Name {'it' if len(absent) == 1 else 'them'} with {' '.join(f'--map {ours}=THEIRS' for ours in absent)}"
         )
 
 

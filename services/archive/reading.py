@@ -80,6 +80,10 @@ def _csv_rows(file: DataFile, told: Told) -> Iterator[Row | BadRow]:
     with _bytes_of(file.path) as (stream, place):
         lines = io.TextIOWrapper(stream, file.encoding, errors="surrogateescape", newline="")
         first = "" if file.columns else lines.readline()
+        if not file.columns and not first.strip():
+            raise BadRequest(
+                f"{file.path} is empty" if not first else f"{file.path} has no header: its line 1 is blank"
+            )
         separator = file.separator or max(SEPARATORS, key=first.count)
         reader = _Splitter(lines, separator) if len(separator) > 1 else csv.reader(lines, delimiter=separator)
         names = file.columns or tuple(name.strip() for name in next(csv.reader([first], delimiter=separator), ()))

@@ -272,7 +272,11 @@ def test_one_event_a_named_list_and_ndjson_are_bodies_too(client: TestClient, ru
     assert client.post("/v1/events", json={"events": [event, event]}).json()["accepted"] == 2
     lines = b'{"user_id":"u","item_id":"s1"}\n\n{broken\n{"user_id":"u","item_id":"s2"}\n'
     answer = client.post("/v1/events", content=lines, headers={"Content-Type": "application/x-ndjson"}).json()
-    assert (answer["accepted"], [each["index"] for each in answer["rejected"]]) == (2, [1])
+    assert (answer["accepted"], [(each["index"], each["reason"]) for each in answer["rejected"]]) == (
+        2,
+        [(1, "not_json")],
+    )
+    assert [(each.reason, each.value) for _, each in runtime.quarantine.list(9)] == [("not_json", b"{broken")]
     assert len(published(runtime, TOPIC_EVENTS)) == 5
 
 

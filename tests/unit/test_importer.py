@@ -306,7 +306,13 @@ def test_purchases_by_recipe_leave_out_cancellations_returns_and_strangers(impor
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("e.csv", "who,what,when\nann,a,2013-01-01\n", "no column stands for user_id, item_id; it has who, what, when"),
+        (
+            "e.csv",
+            "who,what,when\nann,a,2013-01-01\n",
+            "no column stands for user_id, item_id; it has who, what, when. "
+            "Name them with --map user_id=THEIRS --map item_id=THEIRS$",
+        ),
+        ("e.csv", "user_id,what\nann,a\n", "for item_id; it has user_id, what. Name it with --map item_id=THEIRS$"),
         ("e.parquet", "no parquet at all", r"e\.parquet cannot be read"),
         ("e.csv.gz", b"\x1f\x8b\x08\x00damaged", r"e\.csv\.gz cannot be read"),
     ],
@@ -344,6 +350,14 @@ def test_times_are_moved_neither_into_the_future_nor_out_of_what_is_read(imports
     assert imports.run(events_in(path), shift_to=NOW).last == NOW
 
 
-def test_an_empty_file_imports_nothing(imports: Imports) -> None:
-    done = imports.run(events_in(imports.file("e.csv", "")), shift_to=NOW)
+def test_an_empty_csv_is_said_to_be_empty(imports: Imports) -> None:
+    for name, content in (("e.csv", ""), ("e.csv.gz", gzip.compress(b""))):
+        with pytest.raises(BadRequest, match=r"e\.csv.* is empty$"):
+            imports.run(events_in(imports.file(name, content)))
+    with pytest.raises(BadRequest, match=r"e\.csv has no header: its line 1 is blank"):
+        imports.run(events_in(imports.file("e.csv", "\n" + HEADER)))
+
+
+def test_a_header_alone_imports_nothing(imports: Imports) -> None:
+    done = imports.run(events_in(imports.file("e.csv", HEADER)), shift_to=NOW)
     assert (done.events, done.first, done.last) == (0, None, None)
