@@ -1,12 +1,25 @@
-"""Logs (one structured line per request, batch and run) and metrics (Prometheus), named once, here."""
+"""Logs (one structured line per request, batch and run) and metrics (Prometheus), named once, here.
+
+The processes of one `run` write their metrics into files of one folder, so that the API can show all of them.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import Gauge as AnyGauge
+
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that makes Prometheus's client keep its numbers in files; it looks once, when it is first imported."""
+Gauge = partial(AnyGauge, multiprocess_mode="livemostrecent")
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
@@ -25,6 +38,37 @@ LAG = Gauge("freshrank_lag_messages", "Messages not yet committed", ["group"])
 ITEMS_AS_OF = Gauge("freshrank_items_as_of", "Sequence number of the item table of this process")
 RELEASE_INFO = Gauge("freshrank_release_live", "1 for the release that this process serves", ["release_id"])
 TEXT_QUEUE = Gauge("freshrank_text_queue", "Items waiting for their text vector")
+
+
+def fresh_metrics(home: Path) -> Path:
+    """An empty folder of a home for the metrics of the processes that are started next."""
+    folder = home.resolve() / "metrics"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def exposition() -> bytes:
+    """All metrics as Prometheus text: of every process of the instance where they share a folder, else of this one."""
+    folder = os.environ.get(METRICS_FOLDER)
+    if not folder:
+        return generate_latest()
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    _forget_gauges_of_the_dead(Path(folder))
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
+    ProcessCollector(registry=registry)
+    return generate_latest(registry)
+
+
+def _forget_gauges_of_the_dead(folder: Path) -> None:
+    """A process that is gone has no release and no queue any more; what it has counted stays counted."""
+    for path in folder.glob("gauge_live*_*.db"):
+        pid = path.stem.rpartition("_")[2]
+        if not Path(f"/proc/{pid}").exists():
+            with suppress(FileNotFoundError):
+                path.unlink()
 
 
 def configure_logs(level: str, service: str) -> None:

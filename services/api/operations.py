@@ -6,14 +6,14 @@ from typing import Annotated
 
 from fastapi import APIRouter
 from fastapi import Query as Parameter
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from services.api.problems import Problem
 from services.api.recommendations import json_response
 from services.api.runtime import Run, Runtime
 from services.domain import TOPIC_EVENTS, TOPIC_ITEMS, TOPIC_SLATES, TOPICS, Metric, Rejected, ReleaseInfo
-from services.telemetry import LAG
+from services.telemetry import LAG, exposition
 
 GROUP_TOPICS = {
     "features": (TOPIC_EVENTS,),
@@ -82,7 +82,7 @@ def _add_health(routes: APIRouter, runtime: Runtime) -> None:
         for group, topics in GROUP_TOPICS.items():
             read = runtime.view.topics(group) or topics
             LAG.labels(group).set(sum(_lag(runtime, group, topic) for topic in read))
-        return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return Response(exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def _lag(runtime: Runtime, group: str, topic: str) -> int:

@@ -49,23 +49,28 @@ def run(
     API, consumers and scheduler as three processes, restarted when they die, drained on SIGTERM.
     """
     from services.supervisor import RunLock, Supervisor, end_with_parent
+    from services.telemetry import fresh_metrics
 
     settings = settings_of(context, "run", None)
     with RunLock(settings.home):
-        supervisor = Supervisor(services(settings.api_port if port is None else port, logs), settings.api_drain_s)
+        wanted = settings.api_port if port is None else port
+        supervisor = Supervisor(services(wanted, logs, fresh_metrics(settings.home)), settings.api_drain_s)
         supervisor.stop_on_signals()
         if watch_parent:
             end_with_parent(supervisor.stopping.set)
         supervisor.run()
 
 
-def services(port: int, logs: Path | None) -> tuple[Service, ...]:
-    """The three processes of `run`, the one that takes requests first."""
+def services(port: int, logs: Path | None, metrics: Path) -> tuple[Service, ...]:
+    """The three processes of `run`, the one that takes requests first; their metrics lie in one folder."""
     from services.supervisor import Service
+    from services.telemetry import METRICS_FOLDER
+
+    environment = (*FRUGAL, (METRICS_FOLDER, str(metrics)))
 
     def service(name: str, *arguments: str) -> Service:
         command = (sys.executable, "-m", "services.cli", *arguments, "--watch-parent")
-        return Service(name, command, logs / f"{name}.log" if logs else None, FRUGAL)
+        return Service(name, command, logs / f"{name}.log" if logs else None, environment)
 
     return (
         service("api", "serve", "--port", str(port)),

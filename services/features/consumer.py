@@ -21,7 +21,7 @@ from services.domain import (
 )
 from services.features.fold import fold_each, interaction
 from services.ports import EventSource, FeatureStore
-from services.telemetry import BATCH_EVENTS, BATCH_SECONDS, EVENTS_DUPLICATE, EVENTS_LATE, ROWS_REFUSED
+from services.telemetry import EVENTS_DUPLICATE, EVENTS_LATE, ROWS_REFUSED
 from services.wire import decode_events
 
 ATTEMPTS_MAX = 50
@@ -75,8 +75,6 @@ class FeaturesConsumer:
             refused += bool(denied)
             by_user = {user_id: by_user[user_id] for user_id in denied}
         seconds = time.perf_counter() - started
-        BATCH_SECONDS.labels(self.name).observe(seconds)
-        BATCH_EVENTS.labels(self.name).inc(len(batch.messages))
         log.info("features", messages=len(batch.messages), rows=rows, refused=refused, ms=round(seconds * 1000, 1))
         return batch.next_offsets()
 

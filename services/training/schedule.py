@@ -17,6 +17,7 @@ import psutil
 import structlog
 
 from services.domain import BadRequest
+from services.telemetry import METRICS_FOLDER
 
 if TYPE_CHECKING:
     from apscheduler.schedulers.background import BackgroundScheduler
@@ -99,8 +100,9 @@ def start_child(command: list[str], environment: dict[str, str], threads: int) -
     limit = str(threads or spare_cores())
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), limit)
     limits["OMP_WAIT_POLICY"] = "PASSIVE"
+    ours = {name: value for name, value in os.environ.items() if name != METRICS_FOLDER}  # not a file for every run
     with _children_lock:
-        child = subprocess.Popen(command, env={**os.environ, **limits, "MALLOC_ARENA_MAX": "2", **environment})
+        child = subprocess.Popen(command, env={**ours, **limits, "MALLOC_ARENA_MAX": "2", **environment})
         _children.add(child)
     try:
         psutil.Process(child.pid).nice(NICENESS)
