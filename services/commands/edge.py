@@ -45,6 +45,27 @@ def settings_of(context: typer.Context, service: str = "cli", log_level: str | N
     return settings
 
 
+def existing(settings: Settings) -> Settings:
+    """The settings again; BadRequest where their home holds no instance, so that looking at one never makes one."""
+    from services.domain import BadRequest
+
+    if not (settings.home / "bus.db").exists():
+        raise BadRequest(f"there is no instance at {settings.home}; `freshrank import` or `freshrank run` makes one")
+    return settings
+
+
+def checked_user(user_id: str) -> str:
+    """The id of a user as it may be; BadRequest where it is none."""
+    from services.domain import BadRequest, WireError
+    from services.fields import check_id
+
+    try:
+        check_id("user_id", user_id.strip())
+    except WireError as error:
+        raise BadRequest(error.detail) from None
+    return user_id
+
+
 def now() -> datetime:
     """The clock of the edge; nothing below reads one."""
     return datetime.now(UTC)
@@ -127,6 +148,14 @@ def moment(us: int) -> str:
     from services.domain import from_us
 
     return f"{from_us(us):%Y-%m-%d %H:%M:%S} UTC" if us else "never"
+
+
+def age(seconds: float) -> str:
+    """How long ago, in the two units that matter."""
+    for unit, length, part, parts in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit} {int(seconds % length // parts)} {part}"
+    return f"{seconds:.1f} s"
 
 
 def _silent(_done: int, _total: int, _text: str) -> None:

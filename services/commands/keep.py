@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from services.commands.edge import Json, answer, settings_of
+from services.commands.edge import Json, answer, existing, settings_of
 
 MARKS = ("bus.db", "meta.db", "online.db", "registry.db", "run.lock")
 """A folder with one of these is a home; anything else is never deleted."""
@@ -45,14 +45,16 @@ def reset(
     from services.supervisor import RunLock
 
     home = settings_of(context).home
-    if home.exists():
+    existed = home.exists()
+    if existed:
         if not any((home / mark).exists() for mark in MARKS):
             raise BadRequest(f"{home} does not look like an instance of freshrank; nothing was deleted")
         if not yes and not typer.confirm(f"Delete everything under {home}?"):
             raise BadRequest("nothing was deleted")
         with RunLock(home):
             wipe(home)
-    answer(as_json, {"deleted": home}, lambda: _say(f"{home} is gone."))
+    told = f"Everything under {home} is deleted." if existed else f"There is nothing at {home}; nothing was deleted."
+    answer(as_json, {"deleted": home if existed else None}, lambda: _say(told))
 
 
 def wipe(home: Path) -> None:
@@ -77,9 +79,7 @@ def backup(
     """
     from services.domain import BadRequest
 
-    home = settings_of(context).home
-    if not (home / "bus.db").exists():
-        raise BadRequest(f"there is no instance at {home}")
+    home = existing(settings_of(context)).home
     if target.exists():
         raise BadRequest(f"{target} exists already; name a new folder")
     half = target.with_name(target.name + ".half")
@@ -105,7 +105,7 @@ def backup(
 def feast(context: typer.Context) -> None:
     """Feast's own command line.
 
-    On this instance's feature store; its arguments follow --.
+    On this instance's feature store; its arguments follow --. It prints what Feast prints and knows no --json.
     """
     from services import wiring
 

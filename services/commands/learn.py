@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.commands.edge import Bars, Json, answer, bars, settings_of, table
+from services.commands.edge import Bars, Json, answer, bars, existing, settings_of, table
 
 if TYPE_CHECKING:
     from services.domain import Metric
@@ -65,7 +65,7 @@ def evaluate(
 
     if protocol != "temporal":
         raise BadRequest(f"there is no protocol {protocol!r}; there is temporal")
-    settings = settings_of(context, "evaluate")
+    settings = existing(settings_of(context, "evaluate"))
     with bars(not as_json) as progress:
         metrics = processes.evaluate(settings, progress)
     answer(as_json, {"protocol": protocol, "metrics": metrics}, lambda: print_metrics(protocol, metrics))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.commands.edge import Fields, Json, answer, moment, now, settings_of, table
+from services.commands.edge import Fields, Json, age, answer, checked_user, existing, moment, now, settings_of, table
 
 if TYPE_CHECKING:
     from services.domain import Coordinate, Slate, UserState
@@ -49,12 +49,13 @@ def recommend(
     from services import processes, wiring
     from services.domain import Query
 
-    given = settings_of(context)
-    query = Query("command-line", user_id, limit, now(), record=False)
+    query = Query("command-line", checked_user(user_id), limit, now(), record=False)
+    given = existing(settings_of(context))
     slate = processes.recommend_once(given, query)
     with wiring.open_home(given) as home:
         titles = titles_of(home.catalogue, tuple(pick.item_id for pick in slate.items))
-    answer(as_json, slate_fields(slate, titles), lambda: _print_slate(slate, titles))
+        why = "" if slate.items else why_empty(home.view)
+    answer(as_json, slate_fields(slate, titles), lambda: print_slate(slate, titles, why))
 
 
 def user(
@@ -69,7 +70,8 @@ def user(
     """
     from services import wiring
 
-    with wiring.open_home(settings_of(context)) as home:
+    user_id = checked_user(user_id)
+    with wiring.open_home(existing(settings_of(context))) as home:
         state = home.features.read(user_id)
         titles = titles_of(home.catalogue, tuple(each.item_id for each in state.events[:limit]))
     fields = user_fields(state, titles, limit)
@@ -88,7 +90,7 @@ def rejected(
     """
     from services import wiring
 
-    with wiring.open_home(settings_of(context)) as home:
+    with wiring.open_home(existing(settings_of(context))) as home:
         entries = home.quarantine.list(limit, after)
         counts = dict(home.quarantine.count())
     rows = [
@@ -110,12 +112,10 @@ def status(context: typer.Context, as_json: Json = False) -> None:
     Processes, lag of each consumer, releases, what was rejected.
     """
     from services import wiring
-    from services.domain import BadRequest, to_us
+    from services.domain import to_us
     from services.supervisor import holder_of
 
-    given = settings_of(context)
-    if not given.home.exists():
-        raise BadRequest(f"there is no instance at {given.home}; `freshrank import` or `freshrank run` makes one")
+    given = existing(settings_of(context))
     with wiring.open_home(given) as home:
         live, lags = home.registry.live(), lags_of(home.view)
         fields: dict[str, object] = {
@@ -259,9 +259,28 @@ def api_url(given: Settings) -> str | None:
     return str(fields["url"]) if Path(f"/proc/{fields['pid']}").exists() else None
 
 
-def _print_slate(slate: Slate, titles: Mapping[str, str]) -> None:
+def why_empty(view: LogView) -> str:
+    """Why a list has nothing in it, and what to do about it."""
+    if not any(sum(view.ends(topic).values()) for topic in ("freshrank.events", "freshrank.items")):
+        return "Nothing has come in yet; `freshrank import FILE` brings events and items."
+    lags = lags_of(view)
+    behind = [name for name in ("features", "trends", "catalogue") if lags[name]]
+    if behind:
+        names = " ".join(behind)
+        return f"Not all is taken in yet; `freshrank run` does that, or `freshrank consume {names} --until-caught-up`."
+    return (
+        "Every item known was taken, is hidden or cannot be had; new items (`freshrank import --items`) fill it again."
+    )
+
+
+def print_slate(slate: Slate, titles: Mapping[str, str], why: str) -> None:
+    """A list as a table; one that is empty as the sentence `why`."""
+    if why:
+        sys.stdout.write(f"There is nothing to show to {slate.user_id}. {why}\n")
+        return
     rows = [(p.rank + 1, titles[p.item_id], p.source, p.reason.text, f"{p.score:.4f}") for p in slate.items]
-    table(f"For {slate.user_id} by release {slate.release_id}", ("", "title", "source", "reason", "score"), rows)
+    by = f" by release {slate.release_id}" if slate.release_id else ": no release yet: trending and new items"
+    table(f"For {slate.user_id}{by}", ("", "title", "source", "reason", "score"), rows)
     if slate.degraded:
         sys.stdout.write(f"Answered without: {', '.join(slate.degraded)}.\n")
 
@@ -275,7 +294,7 @@ def _print_user(state: UserState, titles: Mapping[str, str], fields: Mapping[str
         for e in state.events[:limit]
     ]
     table(
-        f"{state.user_id}: row of {fields['row_time']}, {fields['age_s']} s old",
+        f"{state.user_id}: row of {fields['row_time']}, {age(float(str(fields['age_s'])))} old",
         ("when", "kind", "item", "value"),
         rows,
     )

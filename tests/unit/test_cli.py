@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from typer.testing import CliRunner
 
 from services.archive.rejected import SqlQuarantine
 from services.cli import app, main
-from services.commands.look import markdown_page
-from services.domain import Coordinate, Rejected
+from services.commands.edge import age
+from services.commands.look import markdown_page, print_slate, why_empty
+from services.domain import Coordinate, Outgoing, Pick, Reason, Rejected, Slate
+from services.memory import MemoryBus
 from services.settings import Settings
 from services.supervisor import RunLock
 from services.tables import open_database
@@ -126,6 +128,9 @@ def test_the_version_is_that_of_the_package() -> None:
         (("import", "nowhere.csv"), "there is no file nowhere.csv"),
         (("import", "--recipe", "magic"), "there is no recipe 'magic'"),
         (("backup", "copy"), "there is no instance at"),
+        (("user", ""), "user_id must have 1 to 256 characters"),
+        (("user", " "), "user_id must have 1 to 256 characters"),
+        (("recommend", ""), "user_id must have 1 to 256 characters"),
     ],
     ids=lambda each: "-".join(each) if isinstance(each, tuple) else "",
 )
@@ -150,6 +155,61 @@ def test_status_counts_what_is_not_taken_in_yet(filled: Path, freshrank: Freshra
     fields = json.loads(freshrank(filled, "status", "--json").stdout)
     assert fields["lag"] == {"features": 3, "trends": 3, "archive": 4, "catalogue": 1}
     assert (fields["running"], fields["api"], fields["release"]) == (None, None, None)
+
+
+LOOKS = (("status",), ("rejected",), ("user", "ann"), ("recommend", "ann"), ("evaluate",), ("backup", "copy"))
+
+
+@pytest.mark.parametrize("command", LOOKS, ids=lambda command: command[0])
+@pytest.mark.parametrize("is_there", [False, True], ids=("no folder", "a folder"))
+def test_looking_at_no_instance_says_so_and_makes_none(
+    home: Path, command: Sequence[str], is_there: bool, freshrank: Freshrank
+) -> None:
+    if is_there:
+        home.mkdir()
+    told = freshrank(home, *command)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.startswith(f"freshrank: there is no instance at {home}; ")
+    assert told.stderr.count("\n") == 1
+    assert [each.name for each in home.parent.rglob("*")] == (["instance"] if is_there else [])
+
+
+def test_a_list_without_a_release_and_an_empty_one_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    pick = Pick("i1", 0, 0.5, "trending", Reason("trending", (), "many take it"))
+    slate = Slate("r", "ann", None, 0, 0, (pick,), (), (), at)
+    print_slate(slate, {"i1": "First"}, "")
+    assert "For ann: no release yet: trending and new items" in capsys.readouterr().out
+    print_slate(replace(slate, release_id="r9"), {"i1": "First"}, "")
+    assert "For ann by release r9" in capsys.readouterr().out
+    print_slate(replace(slate, items=()), {}, "Nothing has come in yet.")
+    assert capsys.readouterr().out == "There is nothing to show to ann. Nothing has come in yet.\n"
+
+
+def test_an_empty_list_has_its_cause_and_what_to_do() -> None:
+    bus = MemoryBus(1, lambda: datetime(2026, 1, 1, tzinfo=UTC))
+    assert "`freshrank import FILE`" in why_empty(bus.view())
+    bus.publish([Outgoing("freshrank.events", "ann", b"{}")])
+    assert "`freshrank consume features trends --until-caught-up`" in why_empty(bus.view())
+    for group in ("features", "trends"):
+        source = bus.source(group, ("freshrank.events",))
+        source.poll(10, 0)
+        source.commit(source.poll(10, 0).next_offsets())
+    assert "Every item known was taken" in why_empty(bus.view())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.25, "0.2 s"),
+        (61, "1 min 1 s"),
+        (3600, "1 h 0 min"),
+        (90_000, "1 d 1 h"),
+        (86_400 * 4000 + 7200, "4000 d 2 h"),
+    ],
+)
+def test_an_age_is_said_in_the_units_that_matter(seconds: float, said: str) -> None:
+    assert age(seconds) == said
 
 
 def test_rejected_says_where_each_message_stood(filled: Path, freshrank: Freshrank) -> None:
@@ -198,8 +258,12 @@ def test_reset_deletes_a_home_and_only_a_home(filled: Path, tmp_path: Path, fres
     assert told.returncode == 2
     assert "does not look like an instance" in told.stderr
     assert (precious / "thesis.txt").exists()
-    assert freshrank(filled, "reset", "--yes").returncode == 0
+    told = freshrank(filled, "reset", "--yes")
+    assert (told.returncode, told.stdout) == (0, f"Everything under {filled} is deleted.\n")
     assert [each.name for each in filled.iterdir()] == ["run.lock"]
+    assert freshrank(filled, "status").stderr.startswith("freshrank: there is no instance at")
+    told = freshrank(tmp_path / "nowhere", "reset", "--yes")
+    assert told.stdout == f"There is nothing at {tmp_path / 'nowhere'}; nothing was deleted.\n"
 
 
 def test_reset_and_run_are_refused_while_somebody_runs_on_the_home(filled: Path, freshrank: Freshrank) -> None:
