@@ -17,6 +17,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, Engine, and_, func, literal, select, update
+from sqlalchemy.exc import OperationalError
 
 from services.catalogue.cards import card_of, card_text
 from services.items import Payload, VectorPart
@@ -125,7 +126,10 @@ class TextVectors:
                 if not self._round(self._undisturbed):
                     TEXT_QUEUE.set(0)
                     self._woken.wait(IDLE_S)
-            except Exception:  # the thread outlives a failing encoder or a locked database: cards wait, it tries again
+            except OperationalError as error:
+                _log.warning("text_vectors_wait", error=str(error.orig))
+                self._closing.wait(self._retry_s)
+            except Exception:  # the thread outlives a failing encoder: cards wait, and it tries again
                 _log.exception("text_vectors_failed", encoder=self._encoder.name)
                 self._closing.wait(self._retry_s)
 
