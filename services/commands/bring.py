@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.commands.edge import Bars, Json, answer, bars, now, settings_of
+from services.commands.edge import Bars, Json, Progress, answer, bars, now, settings_of
 
 if TYPE_CHECKING:
     from services.archive.importer import Imported
     from services.archive.recipes import ImportSource
 
+EXIT_INTERRUPTED = 130
 CONSUMERS = ("features", "trends", "archive", "catalogue")
 
 
@@ -59,7 +65,7 @@ def bring(  # noqa: PLR0913 (each one is an option)
     settings = settings_of(context)
     sources = _sources(tuple(files or ()), tuple(items or ()), tuple(maps or ()), tuple(sets or ()), recipe, folder)
     asked_at = now()
-    with bars(show_bars or not as_json) as progress:
+    with _interruptible() as stopping, bars(show_bars or not as_json) as progress:
         with wiring.open_home(settings) as home:
             done = import_sources(
                 sources,
@@ -68,11 +74,50 @@ def bring(  # noqa: PLR0913 (each one is an option)
                 work=settings.home / "import",
                 rejects_path=settings.home / "rejects" / f"{asked_at:%Y%m%d-%H%M%S}.jsonl",
                 shift_to=_moment(shift_to, asked_at),
-                progress=progress,
+                progress=_heeding(stopping, progress),
             )
         if wait and holder_of(settings.home) is None:
-            processes.run_consumer(settings, CONSUMERS, lambda: False, True, progress)
+            processes.run_consumer(settings, CONSUMERS, stopping.is_set, True, progress)
+        if stopping.is_set():
+            raise Interrupted(
+                f"interrupted: {done.events:,} events and {done.items:,} items are in the log, not all taken in yet;"
+                f" `freshrank run`, or `freshrank consume {' '.join(CONSUMERS)} --until-caught-up`, goes on"
+            )
     answer(as_json, {name: getattr(done, name) for name in done.__dataclass_fields__}, lambda: _print(done))
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM came; says how far the import is."""
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, instead of tearing a write apart; Interrupted ends the command by 130."""
+    stopping = threading.Event()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping
+    except Interrupted as interrupted:
+        sys.stderr.write(f"freshrank: {interrupted}\n")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _heeding(stopping: threading.Event, progress: Progress) -> Progress:
+    """Progress that ends the import between two of its steps once it shall stop."""
+
+    def told(done: int, total: int, text: str) -> None:
+        if stopping.is_set():
+            raise Interrupted(f"interrupted while {text}; the same import again brings in the rest")
+        progress(done, total, text)
+
+    return told
 
 
 def _sources(

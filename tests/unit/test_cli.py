@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -210,6 +212,48 @@ def test_an_empty_list_has_its_cause_and_what_to_do() -> None:
 )
 def test_an_age_is_said_in_the_units_that_matter(seconds: float, said: str) -> None:
     assert age(seconds) == said
+
+
+def import_and_interrupt(home: Path, events: Path, seen: str, number: int) -> Told:
+    """An import in a process of its own, interrupted once a file like `seen` is in its home."""
+    command = (sys.executable, "-m", "services.cli", "import", str(events), "--json")
+    environment = os.environ | {"FRESHRANK_HOME": str(home), "FRESHRANK_TEXT_ENCODER": "hashing"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        until = time.monotonic() + 60
+        while not any(home.glob(seen)) and time.monotonic() < until:
+            time.sleep(0.02)
+        process.send_signal(number)
+        printed, told = process.communicate(timeout=60)
+    return Told(process.returncode, printed, told)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=("Ctrl-C", "SIGTERM"))
+def test_an_import_interrupted_while_it_reads_ends_with_one_sentence(
+    home: Path, tmp_path: Path, number: int, freshrank: Freshrank
+) -> None:
+    events = tmp_path / "many.csv"
+    events.write_text("user_id,item_id,occurred_at\n" + "u,i,2026-01-01\n" * 300_000)
+    told = import_and_interrupt(home, events, "import/import-*/rows.duckdb", number)
+    assert (told.returncode, told.stdout) == (130, "")
+    assert told.stderr == "freshrank: interrupted while reading many.csv; the same import again brings in the rest\n"
+    assert list((home / "import").iterdir()) == []
+    assert json.loads(freshrank(home, "status", "--json").stdout)["accepted"]["freshrank.events"] == 0
+
+
+def test_an_import_interrupted_while_it_is_taken_in_ends_with_one_sentence_and_can_go_on(
+    home: Path, tmp_path: Path, freshrank: Freshrank
+) -> None:
+    events = tmp_path / "few.csv"
+    events.write_text("user_id,item_id,occurred_at\nu,i,2026-01-01\n")
+    told = import_and_interrupt(home, events, "registry.db", signal.SIGINT)
+    assert (told.returncode, told.stdout) == (130, ""), told.stderr
+    assert told.stderr.startswith("freshrank: interrupted: 1 events and 0 items are in the log")
+    assert told.stderr.count("\n") == 1
+    told = freshrank(home, "consume", "features", "--until-caught-up", "--json")
+    assert told.returncode == 0, told.stderr
+    assert json.loads(freshrank(home, "status", "--json").stdout)["lag"]["features"] == 0
 
 
 def test_rejected_says_where_each_message_stood(filled: Path, freshrank: Freshrank) -> None:
