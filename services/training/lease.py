@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import Engine, and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from services.domain import BadRequest, StageUnavailable, from_us, to_us
@@ -45,11 +45,30 @@ class Lease:
             who = f"by {row.holder} until {from_us(row.until_us):%H:%M:%S} UTC" if row else "elsewhere"
             raise BadRequest(f"{self.name} is running already, {who}") from None
 
+    def renew(self) -> None:
+        """Lengthen it. StageUnavailable once somebody else took it, even if that one has given it back since."""
+        with self.engine.begin() as connection:
+            kept = connection.execute(
+                update(leases).where(self._ours()).values(until_us=to_us(self.now() + self.length))
+            ).rowcount
+        if not kept:
+            raise self._lost()
+
+    def confirm(self, connection: Connection) -> None:
+        """Within a transaction that has written already, so that nobody can take it before the commit: still ours?"""
+        if connection.execute(select(leases.c.holder).where(self._ours())).first() is None:
+            raise self._lost()
+
     def release(self) -> None:
         """Give it back, if it is still ours."""
-        ours = and_(leases.c.name == self.name, leases.c.holder == self.holder)
         with self.engine.begin() as connection:
-            connection.execute(leases.delete().where(ours))
+            connection.execute(leases.delete().where(self._ours()))
+
+    def _ours(self) -> ColumnElement[bool]:
+        return and_(leases.c.name == self.name, leases.c.holder == self.holder)
+
+    def _lost(self) -> StageUnavailable:
+        return StageUnavailable(f"the lease {self.name} was lost to another process")
 
     @contextmanager
     def held(self) -> Iterator[Callable[[], None]]:
@@ -61,8 +80,8 @@ class Lease:
         def renew() -> None:
             while not done.wait(self.length.total_seconds() / 3):
                 try:
-                    self.acquire()
-                except BadRequest:
+                    self.renew()
+                except StageUnavailable:
                     lost.set()
                     return
                 except SQLAlchemyError as error:  # a locked database: the next third may succeed
@@ -70,7 +89,7 @@ class Lease:
 
         def check() -> None:
             if lost.is_set():
-                raise StageUnavailable(f"the lease {self.name} was lost to another process")
+                raise self._lost()
 
         thread = threading.Thread(target=renew, name=f"lease-{self.name}", daemon=True)
         thread.start()

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import msgspec
 import structlog
-from sqlalchemy import Engine, Row, and_, insert, select, update
+from sqlalchemy import Connection, Engine, Row, and_, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from services.domain import BadRequest, Metric, ReleaseInfo, Verdict, from_us, to_us
+from services.domain import BadRequest, Metric, ReleaseInfo, StageUnavailable, Verdict, from_us, to_us
 from services.tables import releases, runs
 
 log = structlog.get_logger()
@@ -43,10 +43,22 @@ class SqlRegistry:
     releases. Nothing outside `folder` is ever removed.
     """
 
-    def __init__(self, engine: Engine, now: Callable[[], datetime], folder: Path) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        now: Callable[[], datetime],
+        folder: Path,
+        confirm: Callable[[Connection], None] = lambda _connection: None,
+    ) -> None:
         self._engine = engine
         self._now = now
         self._folder = folder
+        self._confirm = confirm
+
+    def fenced(self, confirm: Callable[[Connection], None]) -> SqlRegistry:
+        """The same registry for the holder of a lease: `confirm` is asked within every publication and promotion, after
+        its write, and what it raises undoes it."""
+        return SqlRegistry(self._engine, self._now, self._folder, confirm)
 
     # ---------------------------------------------------------------------------------------- releases
 
@@ -60,8 +72,12 @@ class SqlRegistry:
         try:
             with self._engine.begin() as connection:
                 connection.execute(insert(releases).values(row))
+                self._confirm(connection)
         except IntegrityError:
             raise BadRequest(f"release {info.release_id} is published already") from None
+        except StageUnavailable:  # the lease was lost: nobody will ever ask for this folder
+            self._remove(Path(info.path))
+            raise
 
     def promote(self, release_id: str, verdict: Verdict | None = None) -> None:
         """ReleaseRegistry."""
@@ -73,6 +89,7 @@ class SqlRegistry:
             if found.rowcount != 1:
                 raise BadRequest(f"there is no release {release_id}")
             connection.execute(update(releases).where(releases.c.release_id != release_id).values(live=False))
+            self._confirm(connection)
 
     def live(self) -> ReleaseInfo | None:
         """ReleaseRegistry."""

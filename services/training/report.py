@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 import structlog
+from sqlalchemy import Connection
 
 from services.domain import FreshrankError, Metric, Verdict
 from services.retrain import ExamplesT, FittedT, Training, retrain
@@ -41,14 +42,23 @@ class Run:
 
 
 def run_training(training: Training[ExamplesT, FittedT], run: Run) -> Verdict:
-    """Hold the lease, retrain, and write down how it went. What fails is raised again after it was written down."""
+    """Hold the lease, retrain, and write down how it went. What fails is raised again after it was written down.
+
+    A thread renews the lease while the run lasts. A run that lost it all the same (its process slept) publishes and
+    promotes nothing: the registry asks within its transaction whose the lease is.
+    """
     started_at = run.now()
     run_id = f"run-{started_at:%Y%m%d-%H%M%S}-{started_at.microsecond:06d}"
-    with run.lease.held():
+    with run.lease.held() as check:
+
+        def confirm(connection: Connection) -> None:
+            check()
+            run.lease.confirm(connection)
+
         run.registry.start_run(run_id, started_at, run.effort)
         log.info("training_started", run_id=run_id, effort=run.effort)
         try:
-            verdict = retrain(training, started_at)
+            verdict = retrain(replace(training, registry=run.registry.fenced(confirm)), started_at)
         except BaseException as error:  # an interruption is written down too
             message = str(error) if isinstance(error, FreshrankError) else f"{type(error).__name__}: {error}"
             run.registry.end_run(run_id, run.now(), "failed", None, message)

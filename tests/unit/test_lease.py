@@ -69,6 +69,41 @@ def test_the_holder_renews_while_it_works_and_hears_when_it_lost_the_lease(engin
             _until_it_raises(check)
 
 
+def test_a_lease_lost_and_free_again_is_not_taken_back_by_renewing(engine: Engine) -> None:
+    """Another run came and went meanwhile: what this one knows is old."""
+    clock = Clock()
+    one, two = Lease(engine, "retrain", "one", clock), Lease(engine, "retrain", "two", clock)
+    one.acquire()
+    clock.at = NOON + timedelta(seconds=61)
+    with two.held():
+        pass
+    with pytest.raises(StageUnavailable, match="was lost"):
+        one.renew()
+    with engine.begin() as connection, pytest.raises(StageUnavailable, match="was lost"):
+        one.confirm(connection)
+
+
+def test_a_lease_that_ran_out_and_that_nobody_took_can_still_be_renewed(engine: Engine) -> None:
+    clock = Clock()
+    one = Lease(engine, "retrain", "one", clock)
+    one.acquire()
+    clock.at = NOON + timedelta(seconds=61)
+    one.renew()
+    with pytest.raises(BadRequest, match="by one"):
+        Lease(engine, "retrain", "two", clock).acquire()
+
+
+def test_a_long_piece_of_work_keeps_its_lease(engine: Engine) -> None:
+    """Real time: the work lasts five times the lease."""
+    one = Lease(engine, "retrain", "one", lambda: datetime.now(UTC), timedelta(milliseconds=300))
+    with one.held() as check:
+        for _ in range(30):
+            time.sleep(0.05)
+            with pytest.raises(BadRequest, match="by one"):
+                Lease(engine, "retrain", "two", lambda: datetime.now(UTC)).acquire()
+        check()
+
+
 def _until_it_raises(check: Callable[[], None]) -> None:
     for _ in range(500):
         check()

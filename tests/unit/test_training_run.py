@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
-from services.domain import BadRequest, Metric, ReleaseInfo, Verdict
+from services.domain import BadRequest, Metric, ReleaseInfo, StageUnavailable, Verdict
 from services.retrain import Training
 from services.tables import open_database
 from services.training.lease import Lease
@@ -56,6 +56,30 @@ class Parts:
     def store(self, challenger: str, verdict: Verdict) -> ReleaseInfo:
         (self.folder / challenger).mkdir(parents=True)
         return ReleaseInfo(challenger, str(self.folder / challenger), NOON, NOON, metrics=verdict.metrics)
+
+
+class Sleepy(Parts):
+    """Parts whose process sleeps in one of the steps."""
+
+    def __init__(self, folder: Path, slept_in: str, sleep: Callable[[], None]) -> None:
+        super().__init__(folder)
+        self.slept_in, self.sleep = slept_in, sleep
+
+    def fit(self, examples: datetime) -> str:
+        self._maybe("fit")
+        return super().fit(examples)
+
+    def judge(self, challenger: str, live: ReleaseInfo | None, examples: datetime) -> Verdict:
+        self._maybe("judge")
+        return super().judge(challenger, live, examples)
+
+    def store(self, challenger: str, verdict: Verdict) -> ReleaseInfo:
+        self._maybe("store")
+        return super().store(challenger, verdict)
+
+    def _maybe(self, step: str) -> None:
+        if step == self.slept_in:
+            self.sleep()
 
 
 @pytest.fixture
@@ -107,6 +131,45 @@ def test_two_runs_at_once_are_refused_and_the_refused_one_leaves_nothing(engine:
     with pytest.raises(BadRequest, match="running already, by another"):
         run_training(Training(Parts(tmp_path), run.registry), run)
     assert run.registry.runs(10) == []
+
+
+@pytest.mark.parametrize("slept_in", ["fit", "judge", "store"])
+def test_a_run_that_slept_while_another_took_over_publishes_and_promotes_nothing(
+    engine: Engine, tmp_path: Path, slept_in: str
+) -> None:
+    """The first run sleeps for two minutes; the second begins, promotes and ends meanwhile."""
+    clock = Clock()
+    registry = SqlRegistry(engine, clock, tmp_path / "releases")
+    first = Run(registry, Lease(engine, "retrain", "first", clock), tmp_path / "runs", "demo", clock)
+    second = replace(first, lease=Lease(engine, "retrain", "second", clock))
+    promoted: list[str] = []
+
+    def sleep() -> None:
+        clock.at += timedelta(minutes=2)
+        parts = Parts(tmp_path / "releases")
+        promoted.append(run_training(Training(parts, registry), second).release_id)
+
+    with pytest.raises(StageUnavailable, match="retrain was lost"):
+        run_training(Training(Sleepy(tmp_path / "releases", slept_in, sleep), registry), first)
+    assert [(each.release_id, each.live) for each in registry.all()] == [(promoted[0], True)]
+    assert sorted(each.state for each in registry.runs(10)) == ["done", "failed"]
+    assert [each.name for each in (tmp_path / "releases").iterdir()] == promoted
+
+
+def test_a_run_that_lost_its_lease_between_publication_and_promotion_does_not_go_live(
+    engine: Engine, tmp_path: Path
+) -> None:
+    run = run_of(engine, tmp_path / "runs")
+    another = Lease(engine, "retrain", "another", run.now)
+    run.lease.acquire()
+    fenced = run.registry.fenced(run.lease.confirm)
+    fenced.publish(ReleaseInfo("r1", str(tmp_path / "releases" / "r1"), NOON, NOON))
+    run.lease.release()
+    another.acquire()
+    with pytest.raises(StageUnavailable, match="retrain was lost"):
+        fenced.promote("r1")
+    assert run.registry.live() is None
+    assert [each.promoted for each in run.registry.all()] == [False]
 
 
 def test_a_release_that_is_not_promoted_is_published_and_does_not_go_live(engine: Engine, tmp_path: Path) -> None:
