@@ -28,6 +28,8 @@ FRUGAL = (("OMP_NUM_THREADS", "1"), ("TOKENIZERS_PARALLELISM", "false"), ("MALLO
 of processor time with two threads on two busy cores, 200 with one), and an arena per thread keeps memory that is free
 (trends, archive and catalogue after an import: 1,296 MB with glibc's eight arenas per core, 934 MB with two)."""
 
+LOOK_S = 0.1
+JsonLine = Annotated[bool, typer.Option("--json", help="Print one line of JSON (url, pid, home) once it answers.")]
 WatchParent = Annotated[bool, typer.Option("--watch-parent", hidden=True)]
 
 
@@ -42,6 +44,7 @@ def run(
     context: typer.Context,
     port: Annotated[int | None, typer.Option(help="Wanted port of the API (default: the setting api_port).")] = None,
     logs: Annotated[Path | None, typer.Option(help="Folder for one log file per process (default: stderr).")] = None,
+    as_json: JsonLine = False,
     watch_parent: WatchParent = False,
 ) -> None:
     """Run everything until Ctrl-C.
@@ -54,15 +57,34 @@ def run(
     settings = settings_of(context, "run", None)
     with RunLock(settings.home):
         wanted = settings.api_port if port is None else port
-        supervisor = Supervisor(services(wanted, logs, fresh_metrics(settings.home)), settings.api_drain_s)
+        started = services(wanted, logs, fresh_metrics(settings.home), quiet=as_json)
+        supervisor = Supervisor(started, settings.api_drain_s)
         supervisor.stop_on_signals()
+        if as_json:
+            _announce_when_served(settings.home / "api.json", supervisor.stopping)
         if watch_parent:
             end_with_parent(supervisor.stopping.set)
         supervisor.run()
 
 
-def services(port: int, logs: Path | None, metrics: Path) -> tuple[Service, ...]:
-    """The three processes of `run`, the one that takes requests first; their metrics lie in one folder."""
+def _announce_when_served(address: Path, stopping: threading.Event) -> None:
+    """Print the line of `--json` once the API has left its new address in the home."""
+    before = address.read_bytes() if address.exists() else b""
+
+    def watch() -> None:
+        while not stopping.wait(LOOK_S):
+            if address.exists() and (found := address.read_bytes()) != before:
+                _say_line(str(json.loads(found)["url"]), address.parent)
+                return
+
+    threading.Thread(target=watch, name="announce", daemon=True).start()
+
+
+def services(port: int, logs: Path | None, metrics: Path, *, quiet: bool = False) -> tuple[Service, ...]:
+    """The three processes of `run`, the one that takes requests first; their metrics lie in one folder.
+
+    A quiet API does not say where it answers: `run` does.
+    """
     from services.supervisor import Service
     from services.telemetry import METRICS_FOLDER
 
@@ -73,7 +95,7 @@ def services(port: int, logs: Path | None, metrics: Path) -> tuple[Service, ...]
         return Service(name, command, logs / f"{name}.log" if logs else None, environment)
 
     return (
-        service("api", "serve", "--port", str(port)),
+        service("api", "serve", "--port", str(port), *(("--quiet",) if quiet else ())),
         service("features", "consume", "features"),
         service("keepers", "consume", "trends", "archive", "catalogue", "--schedule"),
     )
@@ -122,6 +144,8 @@ def _scheduler(settings: Settings, stopping: threading.Event) -> Iterator[None]:
 def serve(
     context: typer.Context,
     port: Annotated[int | None, typer.Option(help="Wanted port; the next free one is taken, and said.")] = None,
+    as_json: JsonLine = False,
+    quiet: Annotated[bool, typer.Option("--quiet", hidden=True)] = False,
     watch_parent: WatchParent = False,
 ) -> None:
     """Serve the API."""
@@ -137,7 +161,7 @@ def serve(
     if watch_parent:
         end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     with wiring.open_home(settings) as home, bind(settings.api_host, wanted) as bound:
-        ready = partial(_say_address, settings, wanted, port_of(bound))
+        ready = partial(_tell_address, settings, wanted, port_of(bound), as_json, quiet)
         try:
             serve_app(create_app(processes.Instance(home)), bound, settings.api_drain_s, ready)
         except SettingsInvalid as error:  # a store may be away just now: worth another start
@@ -146,15 +170,26 @@ def serve(
             _forget_address(settings.home / "api.json")
 
 
-def _say_address(settings: Settings, wanted: int, port: int) -> None:
+def _tell_address(settings: Settings, wanted: int, port: int, as_json: bool, quiet: bool) -> None:
     """Say where the API answers, and leave it in the home for `status`."""
     host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
     url = f"http://{host}:{port}"
     fresh = settings.home / f"api.{os.getpid()}"
     fresh.write_text(json.dumps({"url": url, "pid": os.getpid()}))
     fresh.replace(settings.home / "api.json")
+    if quiet:
+        return
+    if as_json:
+        _say_line(url, settings.home)
+        return
     taken = f" (port {wanted} was taken)" if wanted not in (0, port) else ""
     sys.stdout.write(f"freshrank serves on {url}{taken}; try {url}/docs\n")
+    sys.stdout.flush()
+
+
+def _say_line(url: str, home: Path) -> None:
+    """The one line of `--json`: where the API answers, and the process to stop."""
+    sys.stdout.write(json.dumps({"url": url, "pid": os.getpid(), "home": str(home)}) + "\n")
     sys.stdout.flush()
 
 

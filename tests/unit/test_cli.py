@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -98,7 +99,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert f"Example: freshrank {command}" in told.output
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("run", "serve", "feast")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "feast"])
 def test_every_command_that_answers_answers_in_json_too(command: str) -> None:
     assert "--json" in CliRunner().invoke(app, [command, "--help"]).output
 
@@ -212,6 +213,24 @@ def test_an_empty_list_has_its_cause_and_what_to_do() -> None:
 )
 def test_an_age_is_said_in_the_units_that_matter(seconds: float, said: str) -> None:
     assert age(seconds) == said
+
+
+@pytest.mark.parametrize("command", ["serve", "run"])
+def test_one_line_of_json_says_where_it_answers_and_which_process_to_stop(home: Path, command: str) -> None:
+    environment = os.environ | {"FRESHRANK_HOME": str(home), "FRESHRANK_TEXT_ENCODER": "hashing"}
+    called = (sys.executable, "-m", "services.cli", command, "--port", "0", "--json")
+    with subprocess.Popen(
+        called, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            told = json.loads(process.stdout.readline())
+            with urllib.request.urlopen(f"{told['url']}/health/live") as answer:
+                assert answer.status == 200
+        finally:
+            process.terminate()
+            rest, _ = process.communicate(timeout=60)
+    assert (told["pid"], told["home"], rest) == (process.pid, str(home), "")
 
 
 def import_and_interrupt(home: Path, events: Path, seen: str, number: int) -> Told:
