@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -21,8 +22,6 @@ from services.consume import consume
 from services.domain import (
     EPOCH,
     TOPIC_EVENTS,
-    TOPIC_ITEMS,
-    TOPICS,
     BadRequest,
     Metric,
     PartHealth,
@@ -88,15 +87,17 @@ def run_consumer(
 
     with open_home(settings) as home:
         threads: list[threading.Thread] = []
+        topics: dict[str, tuple[str, ...]] = {}
         try:
             for name in names:  # opened one after the other, here: heavy imports do not mix
                 patience = Patience(name, AWAY, stopping)
                 part = patience.call(partial(home.consumer, name), stopped)
+                topics[name] = part.topics
                 threads.append(threading.Thread(target=work, args=(part, patience), name=name))
             for thread in threads:
                 thread.start()
             seen: dict[str, int] = {}
-            _watch(home, names, stopping, stopped, lambda: until_caught_up and _caught_up(home, names, progress, seen))
+            _watch(home, names, stopping, stopped, lambda: until_caught_up and _caught_up(home, topics, progress, seen))
         except Stopped:
             return
         finally:  # also when interrupted: nothing is closed under a thread that works
@@ -151,20 +152,19 @@ def _tidy(home: Home) -> None:
         log.warning("tidying_failed", error=str(error))
 
 
-def _caught_up(home: Home, names: Sequence[str], progress: Progress, seen: dict[str, int]) -> bool:
+def _caught_up(home: Home, topics: Mapping[str, tuple[str, ...]], progress: Progress, seen: dict[str, int]) -> bool:
     """Whether the consumers have nothing left to do, texts included; says how far they are. `seen` is kept between."""
-    topics = {"features": (TOPIC_EVENTS,), "trends": (TOPIC_EVENTS,), "catalogue": (TOPIC_ITEMS,)}
     finished = True
-    for name in names:
+    for name, read_topics in topics.items():
         read = [
             (end, home.view.committed(name, topic)[partition])
-            for topic in topics.get(name, TOPICS)
+            for topic in read_topics
             for partition, end in home.view.ends(topic).items()
         ]
         total, done = sum(end for end, _ in read), sum(committed for _, committed in read)
         progress(done, total, name)
         finished &= done >= total
-    if "catalogue" in names:
+    if "catalogue" in topics:
         waiting = home.text_vectors.pending() if finished else 1
         if finished:
             most = max(waiting, seen.get("texts", 0))
@@ -288,7 +288,9 @@ def retrain(settings: Settings, progress: Progress = unwatched) -> Verdict:
 
     with open_home(settings) as home:
         parts = _release_parts(home, progress)
-        lease = Lease(home.engine, "retrain", f"{socket.gethostname()} process {os.getpid()}", now)
+        lease = Lease(
+            home.engine, "retrain", f"{socket.gethostname()} process {os.getpid()} ({uuid.uuid4().hex[:8]})", now
+        )
         run = Run(home.registry, lease, settings.home / "runs", settings.effort, now, settings.release_keep)
         return run_training(Training(parts, home.registry), run)
 
