@@ -211,6 +211,7 @@ class Instance:
 
     def stop(self) -> None:
         """Runtime."""
+        gc.unfreeze()
         self._serving.stop()
         if self._queue is not None:
             self._queue.close()
