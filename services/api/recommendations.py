@@ -169,7 +169,8 @@ def _add_trending(routes: APIRouter, runtime: Runtime) -> None:
 
 
 _ANSWERING = threading.Lock()
-"""One answer is worked out at a time: it is small steps that need the interpreter; threads that hand it to and fro between them take twice as long for the same work (8 clients: 58 to 69 answers a second without this, 100 with it)."""
+"""One answer is worked out at a time: it is small steps that need the interpreter; threads that hand it to and fro
+between them take twice as long for the same work (8 clients: 58 to 69 answers a second without this, 100 with it)."""
 TURN_S_MAX = 0.25
 """Nobody waits longer for their turn: behind a store that hangs, answers go on side by side."""
 
