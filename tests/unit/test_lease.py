@@ -46,6 +46,8 @@ def test_a_lease_given_back_is_free(engine: Engine) -> None:
         pass
     with Lease(engine, "retrain", "two", clock).held() as check:
         check()
+        with pytest.raises(BadRequest, match="two"):
+            Lease(engine, "retrain", "three", clock).acquire()
 
 
 def test_a_lease_that_was_not_renewed_can_be_taken_and_its_old_holder_cannot_give_it_back(engine: Engine) -> None:

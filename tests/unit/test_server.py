@@ -66,8 +66,10 @@ def test_an_address_of_another_machine_is_refused_with_the_setting_that_names_it
 
 
 def test_a_bound_socket_is_already_listened_on() -> None:
-    with bind("127.0.0.1", 0) as bound, socket.create_connection(("127.0.0.1", port_of(bound)), timeout=1):
-        pass
+    with bind("127.0.0.1", 0) as bound:
+        caller = socket.create_connection(("127.0.0.1", port_of(bound)), timeout=1)
+        assert caller.getpeername()[1] == port_of(bound)
+        caller.close()
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])

@@ -91,6 +91,7 @@ def test_going_back_from_a_refused_release_is_green_again() -> None:
     until(lambda: serving.health()["model"].state == "yellow")
     registry.promote("one")
     until(lambda: serving.health()["model"].state == "green")
+    assert serving.stages().release_id == "one"
     serving.stop()
 
 
