@@ -103,7 +103,8 @@ class ItemChanged:
 class ItemTable:
     """Cards, counts, co-visits and text vectors of all items, by slot."""
 
-    def __init__(self) -> None:
+    def __init__(self, listed_only: bool = False) -> None:
+        self._listed_only = listed_only  # an item known from events alone is not shown
         self._lock = threading.RLock()
         self._ids: list[str] = [""]
         self._slots: dict[str, int] = {"": 0}
@@ -182,7 +183,8 @@ class ItemTable:
         return tuple(zip(part.item_ids, part.weights, strict=True)) if part else ()
 
     def servable(self, item_ids: Sequence[str], now_us: int) -> NDArray[np.bool_]:
-        """Which items may be shown at `now_us`: available, not deleted, not expired, published. Unknown items may."""
+        """Which items may be shown at `now_us`: available, not deleted, not expired, published.
+        Items without a card may, unless only listed ones are wanted."""
         with self._lock:
             slots = self._slots_of(item_ids)
             return self._servable(now_us, slots)
@@ -313,7 +315,7 @@ class ItemTable:
         self._published_us = np.zeros(size, dtype=np.int64)
         self._expires_us = np.full(size, NEVER_US, dtype=np.int64)
         self._born_us = np.zeros(size, dtype=np.int64)
-        self._shown = np.ones(size, dtype=np.bool_)
+        self._shown = np.full(size, not self._listed_only, dtype=np.bool_)
         self._categories = np.zeros((size, CATEGORIES_MAX), dtype=np.int32)
 
     def _grow(self) -> None:

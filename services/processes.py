@@ -248,10 +248,11 @@ class Instance:
         return PartHealth("green")
 
     def _make_serving(self) -> Serving:
-        from services.serving import Serving
+        from services.serving import Paces, Serving
 
-        poll_s = self.settings.items_poll_ms / 1000
-        return Serving(self._home.feed, self.registry, self._build, self._refresh, now, poll_s)
+        s, feed = self.settings, self._home.feed
+        paces = Paces(s.items_poll_ms / 1000)
+        return Serving(feed, self.registry, self._build, self._refresh, now, paces, s.listed_only)
 
     def _build(self, info: ReleaseInfo | None, items: ItemTable) -> Stages:
         release = load_release(info, self.settings.device) if info else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
@@ -52,6 +52,15 @@ class Refresher(Protocol):
         """Take in the text vectors that came since the last call."""
 
 
+@dataclass(frozen=True, slots=True)
+class Paces:
+    """How often the watchers look, in seconds; a refused release is looked at again after `refused_again_s`."""
+
+    items_s: float
+    releases_s: float = RELEASE_POLL_S
+    refused_again_s: float = REFUSED_AGAIN_S
+
+
 class Serving:
     """Holds the stages that answer, and two watcher threads that keep them fresh."""
 
@@ -62,19 +71,16 @@ class Serving:
         build: StageBuilder,
         refresh: Refresher,
         now: Callable[[], datetime],
-        items_poll_s: float,
-        releases_poll_s: float = RELEASE_POLL_S,
-        refused_again_s: float = REFUSED_AGAIN_S,
+        paces: Paces,
+        listed_only: bool = False,
     ) -> None:
-        self.items = ItemTable()
+        self.items = ItemTable(listed_only)
         self._feed = feed
         self._registry = registry
         self._build = build
         self._refresh = refresh
         self._now = now
-        self._items_poll_s = items_poll_s
-        self._releases_poll_s = releases_poll_s
-        self._refused_again_s = refused_again_s
+        self._paces = paces
         self._stages: Stages | None = None
         self._swap = threading.Lock()
         self._refused: str | None = None
@@ -97,8 +103,8 @@ class Serving:
         self._stages = self._build(None, self.items)
         self._follow_release()
         for name, step, pause_s in (
-            ("items", self._follow_items, self._items_poll_s),
-            ("releases", self._follow_release, self._releases_poll_s),
+            ("items", self._follow_items, self._paces.items_s),
+            ("releases", self._follow_release, self._paces.releases_s),
         ):
             thread = threading.Thread(target=self._watch, args=(step, pause_s), name=f"watch-{name}", daemon=True)
             thread.start()
@@ -157,7 +163,7 @@ class Serving:
             stages = self._build(live, self.items)
         except FreshrankError as error:
             self._refused, self._refused_because = live.release_id, str(error)
-            self._try_again_at = time.monotonic() + self._refused_again_s
+            self._try_again_at = time.monotonic() + self._paces.refused_again_s
             log.error("release_refused", release_id=live.release_id, error=str(error))
             return
         self._warm(stages)

@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     trends_flush_events: int = Field(20_000, ge=1, description="or after this many events.")
     covisits_items_max: int = Field(50, ge=1, description="Co-visited items kept and served per item.")
 
+    listed_only: bool = Field(False, description="Show only items that have a card, none known from events alone.")
     items_poll_ms: int = Field(250, ge=10, description="How often servers look for changed items.")
 
     text_encoder: str = Field(

@@ -140,7 +140,7 @@ class Home:
 
     def items(self) -> ItemTable:
         """A fresh item table with everything there is now."""
-        table = ItemTable()
+        table = ItemTable(self.settings.listed_only)
         self.feed.load(table)
         return table
 

@@ -23,7 +23,7 @@ from services.items import ItemTable
 from services.memory import MemoryBus, MemoryFeatureStore, MemoryRegistry, MemorySlateLog
 from services.ports import EventSource
 from services.recommend import Stages, recommend
-from services.serving import Serving
+from services.serving import Paces, Serving
 from services.settings import Settings
 from services.wiring import Home, build_stages
 
@@ -205,7 +205,7 @@ def test_under_a_hot_swap_every_answer_comes_from_one_release() -> None:
     served = world.item_changes()
     halves = {"even": {c.item_id for n, c in enumerate(world.item_changes()) if n % 2 == 0}}
     halves["odd"] = {c.item_id for c in served} - halves["even"]
-    serving = Serving(_FullFeed(table), registry, _half_stages(store, halves), lambda: None, lambda: NOW, 0.005)
+    serving = Serving(_FullFeed(table), registry, _half_stages(store, halves), lambda: None, lambda: NOW, Paces(0.005))
     for name in halves:
         registry.publish(ReleaseInfo(name, "", NOW, NOW))
     registry.promote("even")

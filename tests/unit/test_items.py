@@ -194,6 +194,20 @@ def test_the_table_grows_beyond_its_first_size_and_forgets_nothing() -> None:
     assert known.trending(NOW_US, 1)[0][0] == "i2999"
 
 
+def test_where_only_listed_items_are_wanted_one_without_a_card_is_not_shown() -> None:
+    for listed_only, shown in ((False, ["lamp", "rumour"]), (True, ["lamp"])):
+        table = ItemTable(listed_only)
+        card = CardPart("Desk lamp", [], True, False, 0, 0, 1)
+        table.apply([ItemChanged("lamp", card, 1)])
+        table.apply([ItemChanged(i, StatsPart([1.0] * 9, 10**15), n) for n, i in enumerate(("lamp", "rumour"), 2)])
+        assert sorted(item_id for item_id, _ in table.trending(10**15, 10)) == shown
+        assert table.servable(["lamp", "rumour", "unheard-of"], 10**15).tolist() == [
+            True,
+            not listed_only,
+            not listed_only,
+        ]
+
+
 def test_trending_is_whole_while_items_arrive() -> None:
     """Both rankings are of one moment: an item that arrives between them must not part them (it did)."""
     table, stop = ItemTable(), threading.Event()

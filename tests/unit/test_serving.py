@@ -11,7 +11,7 @@ from services.domain import ReleaseInfo, ReleaseInvalid
 from services.items import ItemTable
 from services.memory import MemoryFeatureStore, MemoryRegistry, MemorySlateLog
 from services.recommend import Stages
-from services.serving import Serving
+from services.serving import Paces, Serving
 from services.wiring import build_stages
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -62,9 +62,7 @@ def started(registry: MemoryRegistry, build: Builder) -> Serving:
     for name in ("one", "two"):
         registry.publish(ReleaseInfo(name, "", NOW, NOW))
     registry.promote("one")
-    serving = Serving(
-        Nothing(), registry, build, lambda: None, lambda: NOW, 0.01, releases_poll_s=0.01, refused_again_s=0.05
-    )
+    serving = Serving(Nothing(), registry, build, lambda: None, lambda: NOW, Paces(0.01, 0.01, 0.05))
     serving.start()
     return serving
 
