@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest, values
 from prometheus_client import Gauge as AnyGauge
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -51,7 +51,7 @@ def fresh_metrics(home: Path) -> Path:
 def exposition() -> bytes:
     """All metrics as Prometheus text: of every process of the instance where they share a folder, else of this one."""
     folder = os.environ.get(METRICS_FOLDER)
-    if not folder:
+    if not folder or values.ValueClass is values.MutexValue:  # set by somebody else, after our numbers were kept here
         return generate_latest()
     from prometheus_client.multiprocess import MultiProcessCollector
 
