@@ -15,7 +15,6 @@ from services.domain import (
     Batch,
     Candidate,
     Coordinate,
-    Dropped,
     Event,
     ItemCard,
     ItemChange,
@@ -251,22 +250,3 @@ class ReleaseRegistry(Protocol):
 
     def all(self) -> Sequence[ReleaseInfo]:
         """Every release, newest first."""
-
-
-__all__ = [
-    "Archive",
-    "CandidateSource",
-    "Catalogue",
-    "Consumer",
-    "Dropped",
-    "EventSink",
-    "EventSource",
-    "FeatureHistory",
-    "FeatureStore",
-    "Filter",
-    "LogView",
-    "Quarantine",
-    "ReleaseRegistry",
-    "Scorer",
-    "SlateLog",
-]

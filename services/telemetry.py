@@ -31,7 +31,6 @@ ROWS_REFUSED = Counter("freshrank_rows_refused_total", "User rows refused by com
 SLATES_DROPPED = Counter("freshrank_slates_dropped_total", "Slates not recorded because the queue was full")
 DEGRADED = Counter("freshrank_degraded_total", "Answers that lacked a stage", ["stage"])
 REQUEST_SECONDS = Histogram("freshrank_request_seconds", "Time of a request", ["route"], buckets=SECONDS)
-STAGE_SECONDS = Histogram("freshrank_stage_seconds", "Time of a serving stage", ["stage"], buckets=SECONDS)
 BATCH_SECONDS = Histogram("freshrank_batch_seconds", "Time to apply one batch", ["consumer"], buckets=SECONDS)
 BATCH_EVENTS = Counter("freshrank_batch_messages_total", "Messages a consumer applied", ["consumer"])
 LAG = Gauge("freshrank_lag_messages", "Messages not yet committed", ["group"])
