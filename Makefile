@@ -5,7 +5,7 @@ BIN := .venv/bin
 FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PYTEST_WORKERS ?= 2
 
-.PHONY: help install demo test check format bench docs clean
+.PHONY: help install demo test check format bench docs clean stack-get stack-up stack-down
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,8 +21,17 @@ install: .venv/.installed  ## make .venv with everything in it
 demo: install   ## the main job on real data: events in, a release trained, a fresh list out
 	$(BIN)/freshrank demo $(ARGS)
 
-test: install   ## every test
+test: install stack-get  ## every test, on real servers where they can be had
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(ARGS)
+
+stack-get:      # Debian packages and jars of the servers; where they cannot be had, pytest says which suites did not run
+	@infra/stack get || true
+
+stack-up:       ## Kafka, Redis and PostgreSQL on loopback, without containers; `infra/stack env` says how to use them
+	@infra/stack up $(ARGS)
+
+stack-down:     ## end them; ARGS=--wipe forgets their data
+	@infra/stack down $(ARGS)
 
 check: install  ## style, types, import rule
 	$(BIN)/ruff check .

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+pytest_plugins = ["live_stack"]
+
 
 @pytest.fixture(autouse=True)
 def _logs_of_this_test() -> Iterator[None]:
