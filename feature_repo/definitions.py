@@ -75,6 +75,21 @@ item_stats = FeatureView(
     ],
 )
 
+item_live = FeatureView(
+    name="item_live",
+    entities=[item],
+    ttl=timedelta(0),
+    online=False,  # servers get it by the change feed
+    source=_pushed("item_live"),
+    description="The counts of an item as they were written for the servers, by the moment they were written.",
+    schema=[
+        Field(name="item_id", dtype=String),
+        *(Field(name=name, dtype=Float32) for name in COUNTS),
+        Field(name="as_of_us", dtype=Int64, description="The moment that the counts are decayed to"),
+        Field(name="written_us", dtype=Int64, description="The row's event_timestamp, for a join to return"),
+    ],
+)
+
 retrieval_v1 = FeatureService(
     name="retrieval_v1",
     features=[user_behaviour[["recent_items", "recent_us", "recent_kinds", "recent_weights", "row_time_us"]]],

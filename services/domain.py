@@ -335,7 +335,9 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class Slate:
-    """One answer, with all that is needed to learn from it and to explain it later."""
+    """One answer, with all that is needed to learn from it and to explain it later. `items_as_of_us`: when the newest
+    item counts it knew were written; 0: not kept. `features`: those of the picks, float32 little-endian; may be empty.
+    """
 
     request_id: str
     user_id: str | None
@@ -346,6 +348,8 @@ class Slate:
     degraded: tuple[str, ...]
     dropped: tuple[Dropped, ...]
     asked_at: datetime
+    items_as_of_us: int = 0
+    features: bytes = b""
 
 
 # ----------------------------------------------------------------------------------------------- releases
@@ -364,12 +368,13 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The gate's decision: promoted or not, why in one sentence, and both sides' numbers."""
+    """The gate's decision: promoted or not, why in one sentence, both sides' numbers, and what was learned from."""
 
     release_id: str
     promoted: bool
     reason: str
     metrics: tuple[Metric, ...] = ()
+    learned_from: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,10 +38,12 @@ class CardPart(msgspec.Struct, array_like=True):
 
 
 class StatsPart(msgspec.Struct, array_like=True):
-    """Part `stats`: COUNTS_WIDTH decayed counts, held at `at_us`."""
+    """Part `stats`: COUNTS_WIDTH decayed counts, held at `at_us`. `written_us` is the moment it was written: one for
+    all that is written at once, strictly rising from one writing to the next; 0 where that was not kept."""
 
     counts: list[float]
     at_us: int
+    written_us: int = 0
 
 
 class CovisitsPart(msgspec.Struct, array_like=True):
@@ -117,6 +119,7 @@ class ItemTable:
         self._ranked: dict[tuple[str, int], tuple[int, NDArray[np.int64]]] = {}
         self._allocate(1024)
         self.as_of = 0
+        self.as_of_us = 0  # when the newest counts in here were written
 
     # ------------------------------------------------------------------------------------------ writing
 
@@ -136,6 +139,7 @@ class ItemTable:
                     case StatsPart():
                         self._counts[slot] = payload.counts
                         self._counts_at_us[slot] = payload.at_us
+                        self.as_of_us = max(self.as_of_us, payload.written_us)
                     case CovisitsPart():
                         self._covisits[slot] = payload
                     case VectorPart():
@@ -199,6 +203,8 @@ class ItemTable:
                 counts_at_us=self._counts_at_us[slots],
                 published_us=self._published_us[slots],
                 categories=self._categories[slots],
+                as_of=self.as_of,
+                as_of_us=self.as_of_us,
             )
 
     def hashes(self, item_ids: Sequence[str]) -> NDArray[np.int64]:

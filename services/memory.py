@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -240,11 +240,13 @@ class MemoryArchive:
                 known.add(once)
                 yield event
 
-    def slates(self, since: datetime, until: datetime) -> Iterator[Slate]:
+    def slates(self, since: datetime, until: datetime, request_ids: Collection[str] | None = None) -> Iterator[Slate]:
         """Archive."""
         erased = self._erased()
         for slate in sorted(self._slates.values(), key=lambda s: (s.asked_at, s.request_id)):
-            if since <= slate.asked_at < until and to_us(slate.asked_at) >= erased.get(slate.user_id or "", 0):
+            wanted = request_ids is None or slate.request_id in request_ids
+            kept = to_us(slate.asked_at) >= erased.get(slate.user_id or "", 0)
+            if since <= slate.asked_at < until and wanted and kept:
                 yield slate
 
     def bounds(self) -> tuple[datetime, datetime] | None:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -27,7 +27,7 @@ from services.domain import (
     UserState,
     Verdict,
 )
-from services.signals import UserRows
+from services.signals import Scores, UserRows
 
 
 class EventSource(Protocol):
@@ -135,6 +135,12 @@ class FeatureHistory(Protocol):
         """For each (item, time) the newest counts float32 [n, COUNTS_WIDTH] stamped at or before the time, and their
         stamps int64 [n]; zeros where there are none."""
 
+    def live_items_at(
+        self, item_ids: Sequence[str], times_us: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """What servers had been told: for each (item, time) the newest counts written for them at or before the time,
+        the counts' stamps, and when they were written; zeros where nothing was."""
+
 
 class Archive(Protocol):
     """Every accepted event once, for ever (until erased)."""
@@ -151,8 +157,9 @@ class Archive(Protocol):
         """Events with `since <= occurred_at < until`, ordered by `(occurred_at, event_id)`, each coordinate once and,
         within a UTC day, each event_id once."""
 
-    def slates(self, since: datetime, until: datetime) -> Iterator[Slate]:
-        """Slates with `since <= asked_at < until`, ordered by `asked_at`, each coordinate once."""
+    def slates(self, since: datetime, until: datetime, request_ids: Collection[str] | None = None) -> Iterator[Slate]:
+        """Slates with `since <= asked_at < until`, ordered by `asked_at`, each coordinate once; only those of some
+        requests where these are given."""
 
     def bounds(self) -> tuple[datetime, datetime] | None:
         """The first and the last `occurred_at` archived; None when empty."""
@@ -222,8 +229,9 @@ class Scorer(Protocol):
     def name(self) -> str:
         """What slates, metrics and logs call it."""
 
-    def score(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Sequence[float]:
-        """As many scores as candidates, in their order. Raises StageUnavailable when it cannot answer."""
+    def score(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Scores:
+        """As many scores as candidates, in their order, and what they were worked out from. Raises StageUnavailable
+        when it cannot answer."""
 
 
 class SlateLog(Protocol):

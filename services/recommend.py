@@ -24,6 +24,7 @@ from services.domain import (
     to_us,
 )
 from services.ports import CandidateSource, FeatureStore, Filter, Scorer, SlateLog
+from services.signals import Known
 
 STRANGER = UserState(user_id="")
 
@@ -47,6 +48,7 @@ class Stages:
     scorer: Scorer
     arrange: Arranger
     slates: SlateLog
+    items_as_of_us: int = 0
 
 
 def recommend(query: Query, stages: Stages) -> Slate:
@@ -54,12 +56,12 @@ def recommend(query: Query, stages: Stages) -> Slate:
     user, unread = read_user(stages.features, query)
     found, unfound = gather(stages.sources, query, user)
     kept, dropped = sift(stages.filters, query, user, found)
-    scored, unscored = score(stages.scorer, query, user, kept)
+    scored, unscored, known = score(stages.scorer, query, user, kept)
+    known = known or Known(stages.items_as_of, stages.items_as_of_us)
     picks = stages.arrange(query, user, scored)
-    degraded = unread + unfound + unscored
     slate = Slate(
-        query.request_id, query.user_id, stages.release_id, user.row_time_us, stages.items_as_of,
-        picks, degraded, dropped, query.asked_at,
+        query.request_id, query.user_id, stages.release_id, user.row_time_us, known.items_as_of, picks,
+        unread + unfound + unscored, dropped, query.asked_at, known.items_as_of_us, features_of(picks, kept, known),
     )  # fmt: skip
     if query.record:
         stages.slates.record(slate)
@@ -122,13 +124,21 @@ def sift(
 
 def score(
     scorer: Scorer, query: Query, user: UserState, kept: tuple[Candidate, ...]
-) -> tuple[tuple[Scored, ...], tuple[str, ...]]:
-    """A score for each candidate; when the scorer is down, the order of retrieval."""
+) -> tuple[tuple[Scored, ...], tuple[str, ...], Known | None]:
+    """A score for each candidate and what it was worked out from; when the scorer is down, the order of retrieval."""
     if not kept:
-        return (), ()
+        return (), (), None
     try:
         scores = scorer.score(query, user, kept)
     except StageUnavailable:
-        return tuple(Scored(c, -float(place)) for place, c in enumerate(kept)), (scorer.name,)
-    assert len(scores) == len(kept), f"{scorer.name} scored {len(scores)} of {len(kept)}"
-    return tuple(Scored(c, float(s)) for c, s in zip(kept, scores, strict=True)), ()
+        return tuple(Scored(c, -float(place)) for place, c in enumerate(kept)), (scorer.name,), None
+    assert len(scores.values) == len(kept), f"{scorer.name} scored {len(scores.values)} of {len(kept)}"
+    return tuple(Scored(c, float(s)) for c, s in zip(kept, scores.values, strict=True)), (), scores.known
+
+
+def features_of(picks: tuple[Pick, ...], kept: tuple[Candidate, ...], known: Known) -> bytes:
+    """The features of the picks, pick after pick; empty where none were kept."""
+    if not known.features:
+        return b""
+    places = {candidate.item_id: place for place, candidate in enumerate(kept)}
+    return known.features_of([places[pick.item_id] for pick in picks])

@@ -148,7 +148,7 @@ class Serving:
         if changed:
             self._refresh()
             with self._swap:
-                self._stages = replace(self.stages(), items_as_of=self.items.as_of)
+                self._stages = self._as_of_now(self.stages())
             ITEMS_AS_OF.set(self.items.as_of)
 
     def _follow_release(self) -> None:
@@ -169,12 +169,15 @@ class Serving:
         self._warm(stages)
         before = self.stages().release_id
         with self._swap:
-            self._stages = replace(stages, items_as_of=self.items.as_of)
+            self._stages = self._as_of_now(stages)
         self._refused = None
         if before is not None:
             RELEASE_INFO.labels(release_id=before).set(0)
         RELEASE_INFO.labels(release_id=live.release_id).set(1)
         log.info("release_live", release_id=live.release_id, seconds=round(time.monotonic() - started, 3))
+
+    def _as_of_now(self, stages: Stages) -> Stages:
+        return replace(stages, items_as_of=self.items.as_of, items_as_of_us=self.items.as_of_us)
 
     def _warm(self, stages: Stages) -> None:
         """A few answers nobody sees: the first ones through a new model are many times slower."""

@@ -6,6 +6,7 @@ Only numpy here; no clock, no store.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +65,8 @@ class ItemBlock:
     `counts` float32 [C, COUNTS_WIDTH], decayed to `counts_at_us` int64 [C] (0: never counted);
     `published_us` int64 [C] (0: unknown); `categories` int32 [C, K]; `item_hash` int64 [C], hash64 of the ids.
     The numbering of categories is the caller's; 0 is none; it must be the one of the history's categories too.
+    `as_of` and `as_of_us` say what the table knew that it came from: its newest change, and when its newest counts were
+    written.
     """
 
     item_hash: NDArray[np.int64]
@@ -71,6 +74,8 @@ class ItemBlock:
     counts_at_us: NDArray[np.int64]
     published_us: NDArray[np.int64]
     categories: NDArray[np.int32]
+    as_of: int = 0
+    as_of_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,30 @@ class UserRows:
     kinds: tuple[str, ...]
     occurred_us: NDArray[np.int64]
     weight: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What scores were worked out from: the state of the item knowledge, and the features of each candidate in the
+    order scored, `width` float32 little-endian each; none where nobody will record them."""
+
+    items_as_of: int
+    items_as_of_us: int
+    features: bytes = b""
+    width: int = 0
+
+    def features_of(self, places: Sequence[int]) -> bytes:
+        """The features of some candidates, by their place in the order scored."""
+        size = 4 * self.width
+        return b"".join(self.features[place * size : (place + 1) * size] for place in places)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """As many scores as candidates, in their order. `known` is None for a scorer that reads no features."""
+
+    values: Sequence[float]
+    known: Known | None = None
 
 
 def decayed(counts: NDArray[np.float32], at_us: NDArray[np.int64], now_us: int) -> NDArray[np.float32]:

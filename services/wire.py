@@ -98,6 +98,8 @@ class WireSlate(msgspec.Struct, omit_defaults=True):
     asked_at: datetime
     items: list[WirePick]
     degraded: list[str] = []
+    items_as_of_us: int = 0
+    features: bytes = b""
 
 
 _event_decoder = msgspec.json.Decoder(WireEvent)
@@ -193,6 +195,8 @@ def decode_slate(value: bytes) -> Slate:
         tuple(wire.degraded),
         (),
         aware(wire.asked_at),
+        wire.items_as_of_us,
+        wire.features,
     )
 
 
@@ -257,6 +261,8 @@ def encode_slate(slate: Slate) -> Outgoing:
         slate.asked_at,
         picks,
         list(slate.degraded),
+        slate.items_as_of_us,
+        slate.features,
     )
     return Outgoing(TOPIC_SLATES, slate.user_id or slate.request_id, _encoder.encode(wire))
 

@@ -169,9 +169,8 @@ class Home:
                 chosen = TrendsSettings(
                     s.trends_flush_s, s.trends_flush_events, s.covisits_items_max, s.impressions_from
                 )
-                append = self.features.append_item_stats
                 return TrendsConsumer(
-                    self.engine, s.kind_rules(), append, write_parts, self.view.log_id, now, chosen, self.erased
+                    self.engine, s.kind_rules(), self.features, write_parts, self.view.log_id, now, chosen, self.erased
                 )
             case "archive":
                 from services.archive.consumer import ArchiveConsumer
@@ -233,7 +232,7 @@ def build_stages(
     scorer = AttentionScorer(release, items, vectors) if release and vectors else RetrievalOrderScorer()
     stages = Stages(
         release.release_id if release else None, items.as_of, features, standard_sources(items, vectors),
-        standard_filters(items), scorer, TopByScore(items), slates,
+        standard_filters(items), scorer, TopByScore(items), slates, items.as_of_us,
     )  # fmt: skip
     return stages, vectors
 

@@ -129,6 +129,8 @@ EVENT_COLUMNS = (
     "value", "request_id", "session_id", "properties",
 )  # fmt: skip
 
+ANSWER_COLUMNS = ("request_id", "user_id", "item_id", "kind", "occurred_us", "value")
+
 
 def events_of(batch: pa.RecordBatch) -> list[Event]:
     """The events of a record batch with EVENT_COLUMNS."""

@@ -7,7 +7,7 @@ there. Reading streams through DuckDB, day by day, and drops repeats and erased 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -108,19 +108,36 @@ class ParquetArchive:
 
     def events_table(self, since: datetime, until: datetime, wanted: Sequence[str] = columns.EVENT_COLUMNS) -> Table:
         """The events of `events`, in the same order, as one Arrow table with the wanted columns of `event_schema`."""
+        return self._events_table(since, until, wanted, "")
+
+    def _events_table(self, since: datetime, until: datetime, wanted: Sequence[str], condition: str) -> Table:
         import pyarrow as pa
 
         schema = columns.event_schema()
         batches: list[Any] = []
         for paths in self._chunks(EVENTS, since, until):
-            batches += self._stream(_events_query(wanted), paths, since, until)
+            batches += self._stream(_events_query(wanted, condition), paths, since, until)
         return pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in wanted]))
 
-    def slates(self, since: datetime, until: datetime) -> Iterator[Slate]:
+    def answers_table(self, since: datetime, until: datetime) -> Table:
+        """The events of `events_table` that name the request they answer."""
+        return self._events_table(since, until, columns.ANSWER_COLUMNS, "AND request_id IS NOT NULL")
+
+    def slates(self, since: datetime, until: datetime, request_ids: Collection[str] | None = None) -> Iterator[Slate]:
         """Archive."""
+        query = _slates_query("message", request_ids is not None)
         for paths in self._chunks(SLATES, since, until):
-            for batch in self._stream(_SLATES_QUERY, paths, since, until):
+            for batch in self._stream(query, paths, since, until, request_ids or ()):
                 yield from map(wire.decode_slate, batch.column("message").to_pylist())
+
+    def slates_served(self, since: datetime, until: datetime) -> int:
+        """How many slates `slates` would give."""
+        query = f"SELECT count(*) AS served FROM ({_slates_query('asked_us', False)})"
+        return sum(
+            int(batch.column("served")[0].as_py())
+            for paths in self._chunks(SLATES, since, until)
+            for batch in self._stream(query, paths, since, until)
+        )
 
     def item_changes(self, since: datetime, until: datetime) -> Iterator[tuple[Coordinate, ItemChange]]:
         """Changes of the catalogue accepted in `since <= accepted_at < until`, each coordinate once; those of one item
@@ -137,7 +154,9 @@ class ParquetArchive:
             last = next((found for _, folder in reversed(days) if (found := _extremes(connection, folder))), None)
         return (from_us(first[0]), from_us(last[1])) if first and last else None
 
-    def _stream(self, query: str, paths: Sequence[str], since: datetime, until: datetime) -> Iterator[pa.RecordBatch]:
+    def _stream(
+        self, query: str, paths: Sequence[str], since: datetime, until: datetime, request_ids: Collection[str] = ()
+    ) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
         erased = self._erased()
@@ -146,6 +165,7 @@ class ParquetArchive:
         )
         with self._as_unavailable("read"), _duckdb(self._spill()) as connection:
             connection.register("gone", gone)
+            connection.register("asked", pa.table({"request_id": pa.array(list(request_ids), pa.string())}))
             values = {"paths": list(paths), "since": to_us(since), "until": to_us(until)}
             reader: Any = connection.sql(query, params=values).to_arrow_reader(ROWS_AT_ONCE)
             yield from reader
@@ -189,22 +209,26 @@ _ACCEPTED = {EVENTS: "accepted_us", SLATES: "asked_us"}
 """The time that an erasure is compared with."""
 
 _ONE_COPY = 'QUALIFY row_number() OVER (PARTITION BY log_id, topic, "partition", "offset") = 1'
-_SLATES_QUERY = f"""
-    SELECT message FROM read_parquet($paths) AS slate ANTI JOIN gone
-    ON slate.user_id = gone.user_id AND slate.asked_us < gone.erased_us
-    WHERE asked_us >= $since AND asked_us < $until {_ONE_COPY} ORDER BY asked_us, request_id"""
 _ITEMS_QUERY = f"""
     SELECT * FROM read_parquet($paths), (SELECT count(*) AS unused FROM gone)
     WHERE accepted_us >= $since AND accepted_us < $until {_ONE_COPY}
     ORDER BY accepted_us, topic, "partition", "offset" """
 
 
-def _events_query(wanted: Sequence[str]) -> str:
+def _slates_query(wanted: str, only_asked: bool) -> str:
+    some = "AND request_id IN (SELECT request_id FROM asked)" if only_asked else ""
+    return f"""
+        SELECT {wanted} FROM read_parquet($paths) AS slate ANTI JOIN gone
+        ON slate.user_id = gone.user_id AND slate.asked_us < gone.erased_us
+        WHERE asked_us >= $since AND asked_us < $until {some} {_ONE_COPY} ORDER BY asked_us, request_id"""
+
+
+def _events_query(wanted: Sequence[str], condition: str = "") -> str:
     """One row per event: a coordinate that was written twice has one event_id, so the ids of a day settle both."""
     return f"""
         SELECT {", ".join(f"event.{name}" for name in wanted)} FROM read_parquet($paths) AS event ANTI JOIN gone
         ON event.user_id = gone.user_id AND event.accepted_us < gone.erased_us
-        WHERE occurred_us >= $since AND occurred_us < $until
+        WHERE occurred_us >= $since AND occurred_us < $until {condition}
         QUALIFY row_number() OVER (
             PARTITION BY occurred_us // {DAY_US}, event_id ORDER BY occurred_us, accepted_us, "partition", "offset") = 1
         ORDER BY occurred_us, event_id"""

@@ -70,6 +70,27 @@ def item_table(
     return pa.table(columns)
 
 
+def live_table(
+    item_ids: Sequence[str],
+    counts: NDArray[np.float32],
+    at_us: NDArray[np.int64],
+    written_us: int,
+    created_at: datetime,
+) -> Any:
+    """Counts [n, COUNTS_WIDTH] held at `at_us` [n] and written for servers at `written_us`, in the columns of
+    `item_live`."""
+    written = np.full(len(item_ids), written_us, dtype=np.int64)
+    columns = {
+        ITEM_KEY: pa.array(item_ids, pa.string()),
+        **{name: pa.array(np.ascontiguousarray(counts[:, place])) for place, name in enumerate(ITEM_COUNTS)},
+        "as_of_us": pa.array(at_us),
+        "written_us": pa.array(written),
+        EVENT_TIME: pa.array(written).cast(_TIME),
+        CREATED: pa.array([created_at] * len(item_ids), _TIME),
+    }
+    return pa.table(columns)
+
+
 def item_columns(counts: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
     """The counts and smoothed rates by feature name."""
     named = {name: np.ascontiguousarray(counts[:, place]) for place, name in enumerate(ITEM_COUNTS)}
@@ -192,7 +213,18 @@ def item_counts(table: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     columns = [table.column(name).fill_null(0).to_numpy() for name in ITEM_COUNTS]
     assert len(columns) == COUNTS_WIDTH
     counts = np.stack(columns, axis=1).astype(np.float32) if table.num_rows else np.zeros((0, COUNTS_WIDTH), np.float32)
-    return counts, table.column("as_of_us").fill_null(0).to_numpy().astype(np.int64)
+    return counts, times_of(table, "as_of_us")
+
+
+def times_of(table: Any, name: str) -> NDArray[np.int64]:
+    """A column of times of a point-in-time join; 0 for a null row."""
+    times: NDArray[np.int64] = table.column(name).fill_null(0).to_numpy().astype(np.int64)
+    return times
+
+
+def no_counts(rows: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Counts, their stamps and when they were written, of items that nobody counted."""
+    return np.zeros((rows, COUNTS_WIDTH), np.float32), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
 
 
 def _renumbered(numbers: dict[str, int], names: Sequence[str]) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ class MemoryHistory:
     def __init__(self, rows: Callable[[], Sequence[tuple[UserState, datetime]]]) -> None:
         self._rows = rows
         self._items: list[tuple[str, int, datetime, NDArray[np.float32]]] = []
+        self._live: list[tuple[str, int, datetime, int, NDArray[np.float32]]] = []
 
     def append_item_stats(
         self,
@@ -30,6 +31,18 @@ class MemoryHistory:
         """Take counts [n, COUNTS_WIDTH] held at `at_us` (one time, or [n])."""
         times = np.broadcast_to(np.asarray(at_us, dtype=np.int64), (len(item_ids),))
         self._items += [(i, int(at), created_at, row) for i, at, row in zip(item_ids, times, counts, strict=True)]
+
+    def append_item_live(
+        self,
+        item_ids: Sequence[str],
+        counts: NDArray[np.float32],
+        at_us: NDArray[np.int64],
+        written_us: int,
+        created_at: datetime,
+    ) -> None:
+        """Take counts [n, COUNTS_WIDTH] held at `at_us` [n], all written for the servers at `written_us`."""
+        rows = zip(item_ids, at_us.tolist(), counts, strict=True)
+        self._live += [(item_id, written_us, created_at, at, row) for item_id, at, row in rows]
 
     def users_at(self, user_ids: Sequence[str], times_us: NDArray[np.int64]) -> UserRows:
         """FeatureHistory."""
@@ -54,6 +67,18 @@ class MemoryHistory:
             if index:
                 stamps[place], found[place] = rows[index - 1]
         return found, stamps
+
+    def live_items_at(
+        self, item_ids: Sequence[str], times_us: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """FeatureHistory."""
+        counts = np.zeros((len(item_ids), COUNTS_WIDTH), dtype=np.float32)
+        stamps, written = np.zeros(len(item_ids), dtype=np.int64), np.zeros(len(item_ids), dtype=np.int64)
+        for place, (item_id, time_us) in enumerate(zip(item_ids, times_us.tolist(), strict=True)):
+            rows = [row for row in self._live if row[0] == item_id and row[1] <= time_us]
+            if rows:
+                _, written[place], _, stamps[place], counts[place] = max(rows, key=lambda row: row[1:3])
+        return counts, stamps, written
 
 
 def _newest(rows: Sequence[UserState], at_us: int) -> UserState:

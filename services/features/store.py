@@ -30,6 +30,9 @@ from services.features.columns import (
     item_counts,
     item_table,
     joined_rows,
+    live_table,
+    no_counts,
+    times_of,
     user_rows,
     user_table,
 )
@@ -102,7 +105,7 @@ def apply_repo(store: Any) -> bool:
     """Register the definitions where the registry does not hold exactly them; whether it had to."""
     from feature_repo import definitions as d
 
-    views, services = (d.user_behaviour, d.item_stats), (d.retrieval_v1, d.ranking_v1)
+    views, services = (d.user_behaviour, d.item_stats, d.item_live), (d.retrieval_v1, d.ranking_v1)
     known = {view.name: view for view in store.list_feature_views()}
     known_services = {service.name for service in store.list_feature_services()}
     if all(known.get(view.name) == view for view in views) and known_services >= {s.name for s in services}:
@@ -127,17 +130,17 @@ class FeastFeatureStore:
     """FeatureStore over Feast: compare-and-set online, parquet parts offline, merged in the background."""
 
     def __init__(self, feast_store: Any, deadline_ms: int | None = None) -> None:
-        from feature_repo.definitions import item_stats, user_behaviour
+        from feature_repo.definitions import item_live, item_stats, user_behaviour
         from feature_repo.stores.parquet_offline import declared_schema, folder_of
 
         self._config = feast_store.config
         self._provider = feast_store.provider
         self._online = feast_store.provider.online_store
         self._codec = OnlineCodec()
-        self._users, self._items = user_behaviour, item_stats
+        self._users, self._items, self._live = user_behaviour, item_stats, item_live
         self._folders = {
             view.name: (folder_of(self._config, view.batch_source), declared_schema(view))
-            for view in (user_behaviour, item_stats)
+            for view in (user_behaviour, item_stats, item_live)
         }
         self._merging: dict[str, threading.Thread] = {}
         if deadline_ms is not None:
@@ -205,6 +208,19 @@ class FeastFeatureStore:
         except StoreDown as error:
             raise StageUnavailable(str(error)) from error
 
+    def append_item_live(
+        self,
+        item_ids: Sequence[str],
+        counts: NDArray[np.float32],
+        at_us: NDArray[np.int64],
+        written_us: int,
+        created_at: datetime,
+    ) -> None:
+        """Append counts [n, COUNTS_WIDTH] held at `at_us` [n], all written for the servers at `written_us`, to the
+        history of `item_live`, durable on return."""
+        if len(item_ids):
+            self._append(self._live, live_table(item_ids, counts, at_us, written_us, created_at))
+
     def close(self, wait_s: float = 30.0) -> None:
         """Let merges that run finish, then close the connections."""
         for thread in self._merging.values():
@@ -255,6 +271,18 @@ class FeastHistory:
         counts = [piece[0] for piece in pieces] or [np.zeros((0, len(ITEM_COUNTS)), dtype=np.float32)]
         stamps = [piece[1] for piece in pieces] or [np.zeros(0, dtype=np.int64)]
         return np.concatenate(counts), np.concatenate(stamps)
+
+    def live_items_at(
+        self, item_ids: Sequence[str], times_us: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """FeatureHistory."""
+        features = [f"item_live:{name}" for name in (*ITEM_COUNTS, "as_of_us", "written_us")]
+        counts, stamps, written = no_counts()
+        for table in self._joined(ITEM_KEY, item_ids, times_us, features):
+            some_counts, some_stamps = item_counts(table)
+            counts, stamps = np.concatenate([counts, some_counts]), np.concatenate([stamps, some_stamps])
+            written = np.concatenate([written, times_of(table, "written_us")])
+        return counts, stamps, written
 
     def _joined(self, key: str, ids: Sequence[str], times_us: NDArray[np.int64], features: list[str]) -> list[Any]:
         import pandas as pd

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.batches import History
 from services.domain import SECOND_US, Candidate, Query, UserState, to_us
 from services.items import ItemTable
-from services.signals import ranking_features
+from services.signals import Known, Scores, ranking_features
 
 Vectors = NDArray[np.float32]
 
@@ -62,20 +62,23 @@ class AttentionScorer:
     vectors: VectorReader
     name: str = "attention"
 
-    def score(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Sequence[float]:
+    def score(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Scores:
         """Scorer."""
         if query.like is not None and not user.events:
-            return [_by_rank(candidate) for candidate in candidates]
+            return Scores([_by_rank(candidate) for candidate in candidates])
         item_ids = [candidate.item_id for candidate in candidates]
         now_us = to_us(query.asked_at)
-        features = ranking_features(self.items.history(user), self.items.block(item_ids), now_us)
+        block = self.items.block(item_ids)
+        features = ranking_features(self.items.history(user), block, now_us)
         reading = self.vectors.reading(query, user)
         vectors = self.vectors.of(item_ids)
         scores = self.release.rerank(
             reading.history, now_us // SECOND_US, vectors, features, vectors @ reading.user_vector
         )
         assert bool(np.isfinite(scores).all()), f"{self.name} gave a score that is no number"
-        return [float(each) for each in scores]
+        written = features.astype("<f4", copy=False).tobytes() if query.record else b""
+        known = Known(block.as_of, block.as_of_us, written, features.shape[1])
+        return Scores([float(each) for each in scores], known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +87,9 @@ class RetrievalOrderScorer:
 
     name: str = "retrieval_order"
 
-    def score(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Sequence[float]:  # noqa: ARG002
+    def score(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Scores:  # noqa: ARG002
         """Scorer."""
-        return [_by_rank(candidate) for candidate in candidates]
+        return Scores([_by_rank(candidate) for candidate in candidates])
 
 
 def _by_rank(candidate: Candidate) -> float:

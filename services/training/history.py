@@ -62,6 +62,15 @@ class EventsHistory:
         codes = np.array([self._item_code.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
         return self._hours.at(codes, times_us)
 
+    def live_items_at(
+        self,
+        item_ids: Sequence[str],
+        times_us: NDArray[np.int64],  # noqa: ARG002
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """FeatureHistory: nobody was ever served from a file, so no server was told anything."""
+        times = np.zeros(len(item_ids), dtype=np.int64)
+        return np.zeros((len(item_ids), COUNTS_WIDTH), dtype=np.float32), times, times
+
 
 class _HourCounts:
     """Decayed counts per item, one row per hour in which something was counted, stamped at the hour's end."""

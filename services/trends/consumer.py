@@ -11,7 +11,6 @@ from datetime import datetime
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine
 
 from services import wire
@@ -49,8 +48,6 @@ from services.trends.counters import (
 )
 from services.trends.covisits import Pairs, Users
 
-AppendItemStats = Callable[[Sequence[str], NDArray[np.float32], NDArray[np.int64], datetime], None]
-"""Appends rows of `item_stats`: item ids, counts float32 [n, COUNTS_WIDTH], stamps int64 [n], created at."""
 WriteParts = Callable[[Connection, Sequence[tuple[str, Payload]]], int]
 """Writes parts of the change feed inside the caller's transaction; `services.catalogue.live.write_parts`."""
 
@@ -109,7 +106,7 @@ class TrendsConsumer:
         self,
         engine: Engine,
         rules: KindRules,
-        append_item_stats: AppendItemStats,
+        history: store.CountsHistory,
         write_parts: WriteParts,
         log_id: Callable[[], str],
         now: Callable[[], datetime],
@@ -119,7 +116,7 @@ class TrendsConsumer:
         self.topics = (TOPIC_EVENTS, TOPIC_SLATES) if settings.impressions_from == "slates" else (TOPIC_EVENTS,)
         self._engine = engine
         self._rules = rules
-        self._append_item_stats = append_item_stats
+        self._history = history
         self._write_parts = write_parts
         self._log_id = log_id
         self._now = now
@@ -240,8 +237,9 @@ class TrendsConsumer:
     # ------------------------------------------------------------------------------------------- flushing
 
     def _flush(self) -> Mapping[Partition, int]:
-        """1. lock, 2. refuse what another owner has moved on, 3. state and offsets, 4. parts of the change feed, 5. the
-        hour rows, durable before 6. the commit. A crash before 6 leaves at worst hour rows that come again."""
+        """1. lock, 2. refuse what another owner has moved on, 3. state and offsets, 4. parts of the change feed and
+        their counts for training, 5. the hour rows, durable before 6. the commit. A crash before 6 leaves at worst rows
+        that come again."""
         now = self._now()
         try:
             with self._engine.begin() as connection:
@@ -249,11 +247,11 @@ class TrendsConsumer:
                 stored = self._still_owned(connection)
                 sums = self._store_state(connection)
                 progress = self._store_progress(connection, stored, now)
-                rows = self._write_live(connection, sums, progress)
+                rows = self._write_live(connection, sums, progress, now)
                 if progress.closed // 24 > progress.closed_before // 24:
                     store.prune(connection, progress.newest_us, progress.closed)
                 if rows.item_ids:
-                    self._append_item_stats(rows.item_ids, rows.counts, rows.at_us, now)
+                    self._history.append_item_stats(rows.item_ids, rows.counts, rows.at_us, now)
         except OwnershipLost as error:
             _log.warning("trends_ownership_lost", partition=str(error))
             self._read_again()
@@ -294,15 +292,23 @@ class TrendsConsumer:
         next_number(connection, "trends_closed_hour", max(closed - before, 0))
         return _Progress(mine, before, max(closed, before), newest_us)
 
-    def _write_live(self, connection: Connection, sums: HourCounts, progress: _Progress) -> store.HourRows:
+    def _write_live(
+        self, connection: Connection, sums: HourCounts, progress: _Progress, now: datetime
+    ) -> store.HourRows:
         earliest = dict.fromkeys(
             store.newly_closed(connection, progress.closed_before, progress.closed), progress.closed_before + 1
         )
         for item_id, hour in zip(sums.item_ids, sums.hours.tolist(), strict=True):
             earliest[item_id] = min(hour, earliest.get(item_id, hour))
         newest, rows = store.settle(connection, earliest, progress.closed, progress.closed_before)
-        touched = dict.fromkeys(sums.item_ids)
-        parts: list[tuple[str, Payload]] = [(i, _stats(newest[i], progress.newest_us)) for i in touched]
+        touched = tuple(dict.fromkeys(sums.item_ids))
+        written_us = store.rising_us(connection, to_us(now))
+        stats = [_stats(newest[item_id], progress.newest_us, written_us) for item_id in touched]
+        if touched:
+            counts = np.array([each.counts for each in stats], dtype=np.float32)
+            stamps = np.array([each.at_us for each in stats], dtype=np.int64)
+            self._history.append_item_live(touched, counts, stamps, written_us, now)
+        parts: list[tuple[str, Payload]] = list(zip(touched, stats, strict=True))
         covisits = store.add_pairs(
             connection, self._buffer.pairs.weights, progress.newest_us, self._settings.covisits_items_max
         )
@@ -365,9 +371,9 @@ def _owned(
     return _Owned(once, log_id, next_offset, stored.state.newest_us, stored.state.until_us, stored)
 
 
-def _stats(standing: Standing, newest_us: int) -> StatsPart:
+def _stats(standing: Standing, newest_us: int, written_us: int) -> StatsPart:
     """Counts as of the newest event, which is at most an hour before the standing's end."""
     ends_us = end_us(standing.hour)
     at_us = min(ends_us, newest_us)
     counts = decayed_hours(standing.counts, (at_us - ends_us) / HOUR_US)
-    return StatsPart(counts.astype(np.float32).tolist(), at_us)
+    return StatsPart(counts.astype(np.float32).tolist(), at_us, written_us)

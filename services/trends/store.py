@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -18,7 +19,16 @@ from sqlalchemy import Row as SqlRow
 
 from services.domain import Partition
 from services.signals import COUNTS_WIDTH
-from services.tables import trend_covisits, trend_hours, trend_items, trend_ring, trend_state, trend_users, upsert
+from services.tables import (
+    next_number,
+    trend_covisits,
+    trend_hours,
+    trend_items,
+    trend_ring,
+    trend_state,
+    trend_users,
+    upsert,
+)
 from services.trends.counters import CHUNK, NOTHING, HourCounts, Once, Standing, cumulated, end_us
 from services.trends.covisits import Recent, Row, Users, merged, similar
 
@@ -26,6 +36,7 @@ IN_MAX = 1000
 HOURS_KEPT = 180 * 24
 """Hours are kept for corrections by late events; a count of 180 days ago has decayed below what a float32 shows."""
 USERS_KEPT_US = 90 * 24 * 3600 * 1_000_000
+_WRITTEN = "trends_written_us"
 _COLUMNS = tuple(trend_hours.c[f"c{column}"] for column in range(COUNTS_WIDTH))
 _SUMMED = tuple(column.name for column in _COLUMNS)
 _encoder = msgspec.msgpack.Encoder()
@@ -58,6 +69,25 @@ class HourRows:
     at_us: NDArray[np.int64]
 
 
+class CountsHistory(Protocol):
+    """What training will read of item counts; each append is durable on return."""
+
+    def append_item_stats(
+        self, item_ids: Sequence[str], counts: NDArray[np.float32], at_us: NDArray[np.int64], created_at: datetime
+    ) -> None:
+        """Rows by event-time hour: counts [n, COUNTS_WIDTH] stamped `at_us` [n], the end of their hour."""
+
+    def append_item_live(
+        self,
+        item_ids: Sequence[str],
+        counts: NDArray[np.float32],
+        at_us: NDArray[np.int64],
+        written_us: int,
+        created_at: datetime,
+    ) -> None:
+        """What servers are told: counts [n, COUNTS_WIDTH] held at `at_us` [n], all written at `written_us`."""
+
+
 # ------------------------------------------------------------------------------------------- partitions
 
 
@@ -85,6 +115,14 @@ def store_partitions(connection: Connection, stored: Mapping[Partition, Stored])
         for p, each in stored.items()
     ]
     upsert(connection, trend_state, rows)
+
+
+def rising_us(connection: Connection, now_us: int) -> int:
+    """The time of a writing: now, but always after the writing before, whoever did that and whatever the clocks say."""
+    last_us = next_number(connection, _WRITTEN, 0)
+    written_us = max(now_us, last_us + 1)
+    next_number(connection, _WRITTEN, written_us - last_us)
+    return written_us
 
 
 def load_once(connection: Connection, partition: Partition, ring_max: int) -> Once:

@@ -18,6 +18,7 @@ from services.catalogue.live import write_parts
 from services.catalogue.vectors import TextVectors
 from services.domain import TOPIC_EVENTS, TOPIC_ITEMS, Event, ItemChange, KindRules, Outgoing, Partition
 from services.features.consumer import FeaturesConsumer
+from services.features.history import MemoryHistory
 from services.memory import MemoryArchive, MemoryBus, MemoryFeatureStore, MemoryQuarantine
 from services.ports import Consumer, EventSource
 from services.settings import DEFAULT_KINDS
@@ -100,10 +101,8 @@ class TestTrends(ConsumerContract):
     def part(self, tmp_path: Path) -> Consumer:
         engine = open_database(tmp_path / "meta.db")
 
-        def forget(*_rows: object) -> None:
-            """Hour rows are not this suite's."""
-
-        return TrendsConsumer(engine, RULES, forget, write_parts, lambda: "log", lambda: NOW)
+        history = MemoryHistory(lambda: ())
+        return TrendsConsumer(engine, RULES, history, write_parts, lambda: "log", lambda: NOW)
 
 
 class TestArchive(ConsumerContract):

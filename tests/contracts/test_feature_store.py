@@ -45,6 +45,7 @@ class Stores:
     store: Any
     history: Any
     append_item_stats: Any
+    append_item_live: Any
 
 
 class FeatureStoreContract(ABC):
@@ -124,13 +125,28 @@ class FeatureStoreContract(ABC):
         assert found[:, 0].tolist() == [0, 0, 18, 9, 0, 0]
         assert found[2].tolist() == counts[2].tolist()
 
+    def test_what_servers_were_told_is_the_newest_writing_at_or_before_the_time(self, stores: Stores) -> None:
+        counts = np.arange(3 * COUNTS_WIDTH, dtype=np.float32).reshape(3, COUNTS_WIDTH) / 7
+        stores.append_item_live(["x", "y"], counts[:2], np.array([T0 - 5, T0 - 6]), T0, NOW)
+        stores.append_item_live(["x"], counts[2:], np.array([T0 - 4]), T0 + 10, NOW + timedelta(seconds=1))
+        stores.append_item_live([], counts[:0], np.zeros(0, dtype=np.int64), T0 + 11, NOW)
+        asked = ["x", "x", "y", "x", "z", "x"]
+        found, stamps, written = stores.history.live_items_at(
+            asked, np.array([T0 - 1, T0, T0 + 10, T0 + 10, T0 + 10, T0 + 9])
+        )
+        assert written.tolist() == [0, T0, T0, T0 + 10, 0, T0]
+        assert stamps.tolist() == [0, T0 - 5, T0 - 6, T0 - 4, 0, T0 - 5]
+        nothing = np.zeros(COUNTS_WIDTH, dtype=np.float32)
+        assert (found == np.stack([nothing, counts[0], counts[1], counts[2], nothing, counts[0]])).all()
+        assert stores.history.live_items_at([], np.zeros(0, dtype=np.int64))[0].shape == (0, COUNTS_WIDTH)
+
 
 class TestMemory(FeatureStoreContract):
     @pytest.fixture
     def stores(self, tmp_path: Path) -> Stores:
         store = MemoryFeatureStore()
         history = MemoryHistory(lambda: store.history)
-        return Stores(store, history, history.append_item_stats)
+        return Stores(store, history, history.append_item_stats, history.append_item_live)
 
 
 class TestFeast(FeatureStoreContract):
@@ -138,7 +154,8 @@ class TestFeast(FeatureStoreContract):
     def stores(self, tmp_path: Path) -> Iterator[Stores]:
         feast_store = feast_at(tmp_path / "home")
         store = FeastFeatureStore(feast_store)
-        yield Stores(store, FeastHistory(feast_store, rows_max=4), store.append_item_stats)
+        history = FeastHistory(feast_store, rows_max=4)
+        yield Stores(store, history, store.append_item_stats, store.append_item_live)
         store.close()
 
     def test_rows_outlive_the_process_that_wrote_them(self, stores: Stores, tmp_path: Path) -> None:

@@ -265,20 +265,20 @@ class ScorerContract(ABC):
 
     def test_as_many_finite_scores_as_candidates(self, scorer: Scorer) -> None:
         for who in (user("s1", "l2"), STRANGER):
-            scores = scorer.score(query(), who, proposed(*EVERYTHING))
+            scores = scorer.score(query(), who, proposed(*EVERYTHING)).values
             assert len(scores) == len(EVERYTHING)
             assert np.isfinite(scores).all()
 
     def test_permuting_candidates_permutes_scores(self, scorer: Scorer) -> None:
         found = proposed(*EVERYTHING)
-        scores = scorer.score(query(), user("s1", "l2"), found)
-        turned = scorer.score(query(), user("s1", "l2"), found[::-1])
+        scores = scorer.score(query(), user("s1", "l2"), found).values
+        turned = scorer.score(query(), user("s1", "l2"), found[::-1]).values
         assert np.allclose(scores, turned[::-1], atol=1e-6)
 
     def test_one_alone_scores_as_among_many(self, scorer: Scorer) -> None:
         found = proposed(*EVERYTHING)
-        scores = scorer.score(query(), user("s1", "l2"), found)
-        alone = [scorer.score(query(), user("s1", "l2"), (each,))[0] for each in found]
+        scores = scorer.score(query(), user("s1", "l2"), found).values
+        alone = [scorer.score(query(), user("s1", "l2"), (each,)).values[0] for each in found]
         assert np.allclose(scores, alone, atol=1e-5)
 
     def test_the_same_question_scores_the_same(self, scorer: Scorer) -> None:
@@ -299,7 +299,7 @@ class TestAttentionScorer(ScorerContract):
 
     def test_a_space_fan_sees_space_first(self, scorer: Scorer) -> None:
         # The user stands at 0 degrees: scores are the cosines of 5, 85 and (the cold one) 0 degrees.
-        scores = scorer.score(query(), user("s1"), proposed("s2", "l2", "cold", "plain"))
+        scores = scorer.score(query(), user("s1"), proposed("s2", "l2", "cold", "plain")).values
         assert np.allclose(scores, [np.cos(np.radians(5)), np.cos(np.radians(85)), 1.0, 0.0], atol=1e-6)
 
 
@@ -310,4 +310,6 @@ class TestAttentionScorerWithARealRelease(ScorerContract):
 
     def test_what_the_history_says_changes_the_scores(self, scorer: Scorer) -> None:
         found = proposed("s2", "s3", "l2", "l3")
-        assert not np.allclose(scorer.score(query(), user("s1"), found), scorer.score(query(), user("l1"), found))
+        assert not np.allclose(
+            scorer.score(query(), user("s1"), found).values, scorer.score(query(), user("l1"), found).values
+        )

@@ -23,6 +23,7 @@ from services.domain import (
 from services.memory import MemorySlateLog
 from services.ports import FeatureStore
 from services.recommend import Stages
+from services.signals import Scores
 from services.training.cutoff import FrozenRows, ItemsAtCut, rows_at
 from services.training.evaluate import knn_places, metrics_of, pipeline_places, popularity_places
 from services.training.gate import slice_after
@@ -52,8 +53,8 @@ class Fixed:
         shown = [i for i in self.item_ids if hash64(i) not in seen]
         return tuple(Candidate(i, self.name, 1.0, rank) for rank, i in enumerate(shown))
 
-    def score(self, query: Query, user: UserState, candidates: tuple[Candidate, ...]) -> list[float]:
-        return [-float(c.rank) for c in candidates]
+    def score(self, query: Query, user: UserState, candidates: tuple[Candidate, ...]) -> Scores:
+        return Scores([-float(c.rank) for c in candidates])
 
     def arrange(self, query: Query, user: UserState, scored: tuple[Scored, ...]) -> tuple[Pick, ...]:
         reason = Reason("for_you", (), "")

@@ -13,6 +13,7 @@ from services.items import CardPart, ItemChanged, VectorPart
 from services.memory import MemoryFeatureStore, MemorySlateLog
 from services.ranking.arrange import TopByScore
 from services.recommend import Stages, anonymous_user, recommend
+from services.signals import Scores
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Dead:
     def candidates(self, query: Query, user: UserState) -> Sequence[Candidate]:
         raise StageUnavailable("the source does not answer")
 
-    def score(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Sequence[float]:
+    def score(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Scores:
         raise StageUnavailable("the scorer does not answer")
 
 
@@ -195,8 +196,8 @@ def test_a_scorer_that_answers_short_is_our_mistake_and_fails_loudly(stages: Sta
     class Short:
         name: str = "short"
 
-        def score(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Sequence[float]:
-            return [1.0]
+        def score(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Scores:
+            return Scores([1.0])
 
     with pytest.raises(AssertionError, match="short scored 1 of"):
         recommend(query(), replace(stages, scorer=Short()))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from services import wire
 from services.catalogue.live import ItemFeed, write_parts
 from services.domain import (
     HOUR_US,
+    SECOND_US,
     TOPIC_EVENTS,
     Batch,
     Event,
@@ -28,6 +30,7 @@ from services.domain import (
     Slate,
     to_us,
 )
+from services.features.history import MemoryHistory
 from services.items import ItemTable
 from services.memory import MemoryBus, MemorySource
 from services.signals import decayed
@@ -35,6 +38,7 @@ from services.tables import open_database
 from services.trends.consumer import TrendsConsumer, TrendsSettings
 
 START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
+ITEMS = [f"i{n}" for n in range(7)]
 RULES = KindRules({"click": KindRule("positive"), "purchase": KindRule("positive"), "hide": KindRule("negative")})
 
 
@@ -47,16 +51,20 @@ class World:
     clock: list[datetime] = field(default_factory=lambda: [START])
     rows: dict[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)
     appended: int = 0
+    live: MemoryHistory = field(default_factory=lambda: MemoryHistory(lambda: ()))
 
     def consumer(self, settings: TrendsSettings | None = None, **kept: object) -> TrendsConsumer:
         return TrendsConsumer(
-            self.engine, RULES, self.append, write_parts, self.bus.log_id, self.now, settings or TrendsSettings()
+            self.engine, RULES, self, write_parts, self.bus.log_id, self.now, settings or TrendsSettings()
         )
 
     def now(self) -> datetime:
         return self.clock[0]
 
-    def append(
+    def append_item_live(self, *rows: Any) -> None:
+        self.live.append_item_live(*rows)
+
+    def append_item_stats(
         self, item_ids: Sequence[str], counts: NDArray[np.float32], at_us: NDArray[np.int64], created_at: datetime
     ) -> None:
         assert counts.shape == (len(item_ids), 9)
@@ -221,19 +229,35 @@ def crash_in_parts(*_: object) -> int:
     raise RuntimeError("crash between the state and the parts")
 
 
-def crash_in_rows(*_: object) -> None:
-    raise RuntimeError("crash between the parts and the commit")
+class CrashingHistory:
+    """Rows go to the world, but for those of the `broken` kinds, once each."""
+
+    def __init__(self, world: World, broken: list[str]) -> None:
+        self.world, self.broken = world, broken
+
+    def append_item_live(self, *rows: Any) -> None:
+        self._maybe("append_item_live")
+        self.world.append_item_live(*rows)
+
+    def append_item_stats(self, *rows: Any) -> None:
+        self._maybe("append_item_stats")
+        self.world.append_item_stats(*rows)
+
+    def _maybe(self, step: str) -> None:
+        if step in self.broken:
+            self.broken.remove(step)
+            raise RuntimeError("crash between the parts and the commit")
 
 
-@pytest.mark.parametrize("broken", ["write_parts", "append", "bus commit"])
+@pytest.mark.parametrize("broken", ["write_parts", "append_item_live", "append_item_stats", "bus commit"])
 def test_a_crash_at_any_step_of_a_flush_changes_nothing(world: World, tmp_path: Path, broken: str) -> None:
     whole = new_world(tmp_path / "whole.db")
     import_all(whole, stream(60))
     world.clock[0] = START + timedelta(days=3)
     world.bus.publish([wire.encode_event(event) for event in stream(60)])
-    append = crash_in_rows if broken == "append" else world.append
     parts = crash_in_parts if broken == "write_parts" else write_parts
-    crashing = TrendsConsumer(world.engine, RULES, append, parts, world.bus.log_id, world.now)
+    history = CrashingHistory(world, [broken] if broken.startswith("append") else [])
+    crashing = TrendsConsumer(world.engine, RULES, history, parts, world.bus.log_id, world.now)
     source = world.bus.source("trends", crashing.topics)
     run(source, crashing)
     if broken == "bus commit":
@@ -262,15 +286,10 @@ def test_reading_goes_on_where_the_state_ends_even_when_the_bus_never_heard_of_i
 def test_a_batch_given_again_after_a_failed_flush_is_counted_once(world: World) -> None:
     world.bus.publish([wire.encode_event(click(n, f"u{n}", "a", START)) for n in range(9)])
     settings = TrendsSettings(flush_events=1, ring_max=1)
-    failures = [crash_in_rows]
     world.clock[0] += timedelta(days=1)
 
-    def fails_once(*rows: object) -> None:
-        if failures:
-            failures.pop()(*rows)
-        world.append(*rows)  # type: ignore[arg-type]
-
-    consumer = TrendsConsumer(world.engine, RULES, fails_once, write_parts, world.bus.log_id, world.now, settings)
+    history = CrashingHistory(world, ["append_item_stats"])
+    consumer = TrendsConsumer(world.engine, RULES, history, write_parts, world.bus.log_id, world.now, settings)
     source = world.bus.source("trends", consumer.topics)
     consumer.start(source, source.poll(50, 0).gained)
     batch = source.poll(50, 0)
@@ -338,9 +357,7 @@ def test_bad_messages_are_passed_over(world: World) -> None:
 def test_erased_users_are_dropped(world: World) -> None:
     erased: Callable[[], dict[str, int]] = lambda: {"u": to_us(START) + 1}  # noqa: E731
     world.bus.publish([wire.encode_event(click(1, "u", "a", START)), wire.encode_event(click(2, "v", "b", START))])
-    consumer = TrendsConsumer(
-        world.engine, RULES, world.append, write_parts, world.bus.log_id, world.now, erased=erased
-    )
+    consumer = TrendsConsumer(world.engine, RULES, world, write_parts, world.bus.log_id, world.now, erased=erased)
     source = world.bus.source("trends", consumer.topics)
     run(source, consumer)
     consumer.stop(())
@@ -351,3 +368,49 @@ def test_items_seen_by_the_same_user_become_covisits(world: World) -> None:
     moments = [START + timedelta(minutes=place) for place in range(3)]
     import_all(world, [click(n, "u", item, at) for n, (item, at) in enumerate(zip("abc", moments, strict=True))])
     assert [item_id for item_id, _ in world.table().covisits("b")] == ["c", "a"], "the later pair is a minute stronger"
+
+
+def test_what_servers_are_told_can_be_joined_as_of_any_writing(world: World) -> None:
+    """After each flush a server's table is what the history says as of the table's own time, to the last bit."""
+    settings = TrendsSettings(flush_events=1)
+    consumer, told = world.consumer(settings), []
+    source = world.bus.source("trends", consumer.topics)
+    for number, event in enumerate(stream(40)):
+        world.clock[0] = START + timedelta(days=3, seconds=-number if number > 30 else number)  # a clock is set back
+        world.bus.publish([wire.encode_event(event)])
+        run(source, consumer)
+        table = world.table()
+        told.append((table.as_of_us, table.block(ITEMS)))
+    assert len({as_of_us for as_of_us, _ in told}) == len({b.as_of for _, b in told}) > 30
+    assert [as_of_us for as_of_us, _ in told] == sorted(as_of_us for as_of_us, _ in told)
+    for as_of_us, block in told:
+        assert block.as_of_us == as_of_us
+        counts, stamps, written = world.live.live_items_at(ITEMS, np.full(len(ITEMS), as_of_us))
+        assert (counts == block.counts).all()
+        assert (stamps == block.counts_at_us).all()
+        assert written.max() == as_of_us
+
+
+def test_a_crash_before_the_commit_leaves_rows_that_no_server_was_told_of(world: World) -> None:
+    """The counts written again are the newer ones, so they are what every later join finds."""
+    world.bus.publish([wire.encode_event(click(1, "u", "a", START))])
+    history = CrashingHistory(world, ["append_item_stats"])
+    world.clock[0] += timedelta(days=1)
+    consumer = TrendsConsumer(world.engine, RULES, history, write_parts, world.bus.log_id, world.now)
+    source = world.bus.source("trends", consumer.topics)
+    run(source, consumer)
+    with pytest.raises(RuntimeError, match="crash"):
+        consumer.stop(())
+    source.close()
+    assert world.table().as_of_us == 0
+    world.clock[0] += timedelta(seconds=1)
+    world.bus.publish([wire.encode_event(click(2, "v", "a", START))])
+    source, consumer = world.bus.source("trends", consumer_topics(world)), world.consumer()
+    run(source, consumer)
+    source.commit(consumer.stop(()))
+    block = world.table().block(["a"])
+    times = np.array([to_us(world.now()) - SECOND_US, block.as_of_us])
+    counts, _, written = world.live.live_items_at(["a", "a"], times)
+    assert written.tolist() == times.tolist()
+    assert (counts[1] == block.counts[0]).all()
+    assert counts[1, 5] == pytest.approx(2 * counts[0, 5])

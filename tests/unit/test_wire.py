@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services import wire
-from services.domain import Coordinate, Event, ItemChange, Message, Pick, Reason, Slate, WireError
+from services.domain import Coordinate, Dropped, Event, ItemChange, Message, Pick, Reason, Slate, WireError
 from services.fields import check_item_fields, parse_time
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "messages"
@@ -169,13 +169,26 @@ def test_an_item_field_of_the_wrong_type_is_refused(fields: dict[str, object]) -
     assert refused.value.reason == "bad_item"
 
 
+PICKS = (
+    Pick("a", 0, 1.5, "faiss", Reason("for_you", (), "")),
+    Pick("b", 1, 1.0, "covisit", Reason("similar_to", ("a",), "x")),
+)
+SLATE = Slate("r1", "ann", "rel", 17, 3, PICKS, ("features",), (), NOW, 1_795_435_199_250_000, bytes(range(16)))
+
+
 def test_a_slate_is_read_back_equal_without_what_was_dropped() -> None:
-    picks = (
-        Pick("a", 0, 1.5, "faiss", Reason("for_you", (), "")),
-        Pick("b", 1, 1.0, "covisit", Reason("similar_to", ("a",), "x")),
-    )
-    slate = Slate("r1", "ann", "rel", 17, 3, picks, ("features",), (), NOW)
-    assert wire.decode_slate(wire.encode_slate(slate).value) == slate
+    assert wire.decode_slate(wire.encode_slate(replace(SLATE, dropped=(Dropped("c", "seen"),))).value) == SLATE
+
+
+def test_a_slate_from_before_the_time_of_its_counts_and_its_features_is_still_read() -> None:
+    golden = (GOLDEN / "slate-v1.json").read_bytes().strip()
+    older = replace(SLATE, items_as_of_us=0, features=b"")
+    assert wire.decode_slate(golden) == older
+    assert wire.encode_slate(older).value == golden  # what is not known is not written
+
+
+def test_the_bytes_of_a_slate_are_the_newest_golden_ones() -> None:
+    assert wire.encode_slate(SLATE).value == (GOLDEN / "slate-v1-features.json").read_bytes().strip()
 
 
 BEYOND = ("0001-01-01T00:00:00+23:00", "9999-12-31T23:59:59-23:00", 10**400, 1e300)
