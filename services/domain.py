@@ -286,10 +286,7 @@ class Query:
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """One proposal of a source. `rank` counts from 0 within the source; `started_from` is the item that led here.
-
-    An answer makes hundreds: a Struct is made five times as fast as a frozen dataclass.
-    """
+    """One proposal of a source. `rank` counts from 0 within the source; `started_from` is the item that led here."""  # a Struct: hundreds are made per answer
 
     item_id: str
     source: str
