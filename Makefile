@@ -5,7 +5,7 @@ BIN := .venv/bin
 FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PYTEST_WORKERS ?= 2
 
-.PHONY: help install demo test check format bench docs clean stack-get stack-up stack-down
+.PHONY: help install demo test check format bench docs clean chaos stack-get stack-up stack-down
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ demo: install   ## the main job on real data: events in, a release trained, a fr
 
 test: install stack-get  ## every test, on real servers where they can be had
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(ARGS)
+
+chaos: install stack-get  ## 200,000 events through processes that are killed and paused; CHAOS_SEED=7 for another plan
+	$(BIN)/python -m pytest -p no:xdist -m nightly -s tests/chaos $(ARGS)
 
 stack-get:      # Debian packages and jars of the servers; where they cannot be had, pytest says which suites did not run
 	@infra/stack get || true

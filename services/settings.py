@@ -50,6 +50,9 @@ class Settings(BaseSettings):
 
     bus_partitions: int = Field(4, ge=1, le=256, description="Partitions of each topic of a new embedded log.")
     bus_retention_hours: float = Field(24 * 14, gt=0, description="How long the log keeps what every group has read.")
+    bus_session_s: float = Field(
+        30.0, ge=5, description="Silence after which a consumer of the embedded log loses its partitions to others."
+    )
     bus_busy_timeout_ms: int = Field(5000, ge=1, description="How long a write waits for a locked database.")
 
     api_host: str = Field("127.0.0.1", description="Address of the API; loopback only until keys exist.")

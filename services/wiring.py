@@ -63,7 +63,10 @@ class Home:
         from services.bus.embedded import EmbeddedBus
 
         s = self.settings
-        bus = EmbeddedBus(s.home / "bus.db", s.bus_partitions, s.bus_busy_timeout_ms, s.bus_retention_hours, now=now)
+        bus = EmbeddedBus(
+            s.home / "bus.db", s.bus_partitions, s.bus_busy_timeout_ms, s.bus_retention_hours, now=now,
+            session_s=s.bus_session_s,
+        )  # fmt: skip
         bus.open()
         self._closers.append(bus.close)
         return bus

@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from services.bus import files
+from services.bus.groups import SESSION_S
 from services.bus.member import EmbeddedSource
 from services.domain import TOPICS, Coordinate, Outgoing, Partition, StageUnavailable, to_us
 from services.placing import partition_of
@@ -38,6 +39,7 @@ class EmbeddedBus:
         *,
         now: Callable[[], datetime],
         bytes_max: int | None = None,
+        session_s: float = SESSION_S,
     ) -> None:
         self.path = path
         self.partitions = partitions
@@ -45,6 +47,7 @@ class EmbeddedBus:
         self._retention = timedelta(hours=retention_hours)
         self._now = now
         self._bytes_max = bytes_max
+        self._session_s = session_s
         self._log_id = ""
         self._sink: EmbeddedSink | None = None
         self._view: EmbeddedView | None = None
@@ -88,8 +91,9 @@ class EmbeddedBus:
                 for topic in topics:
                     files.add_topic(connection, topic, self.partitions)
         source = EmbeddedSource(
-            self.path, connection, self._log_id, group, tuple(topics), now=now or self._now, published=self.published
-        )
+            self.path, connection, self._log_id, group, tuple(topics), now=now or self._now, published=self.published,
+            session_s=self._session_s,
+        )  # fmt: skip
         self._sources.append(source)
         return source
 

@@ -1,7 +1,7 @@
 """Who owns which partition: membership of a consumer group in the embedded log.
 
 A partition moves in two polls of its old owner: the first reports it lost (the owner flushes), the second releases it;
-only then may another member take it. A member whose process is gone, or that has not been heard of for SESSION_S, is
+only then may another member take it. A member whose process is gone, or that has not been heard of for `session_s`, is
 put out by the others; its late commits are left alone because it owns nothing any more.
 """
 
@@ -19,7 +19,7 @@ from services.domain import SECOND_US, Partition, to_us
 
 HEARTBEAT_S = 2.0
 SESSION_S = 30.0
-"""Silence after which a living process counts as stuck; longer than any batch should take."""
+"""Silence after which a living process counts as stuck, by default; longer than any batch should take."""
 
 Change = tuple[Mapping[int, int], tuple[int, ...]]
 """Places gained with the offset to start from, and places lost."""
@@ -29,12 +29,18 @@ class Membership:
     """One member's part in its group. Used by one thread, on that member's connection."""
 
     def __init__(
-        self, connection: sqlite3.Connection, group: str, topics: tuple[str, ...], now: Callable[[], datetime]
+        self,
+        connection: sqlite3.Connection,
+        group: str,
+        topics: tuple[str, ...],
+        now: Callable[[], datetime],
+        session_s: float = SESSION_S,
     ) -> None:
         self._connection = connection
         self._group = group
         self._topics = topics
         self._now = now
+        self._session_us = session_s * SECOND_US
         self._member = 0
         self._held: set[int] = set()
         self._leaving: set[int] = set()
@@ -129,7 +135,7 @@ class Membership:
             (self._group, self._member),
         ).fetchall()
         for member, pid, born, heartbeat_us in rows:
-            if now_us - heartbeat_us > SESSION_S * SECOND_US or not _is_running(pid, born):
+            if now_us - heartbeat_us > self._session_us or not _is_running(pid, born):
                 self._put_out(member)
 
     def _put_out(self, member: int) -> None:

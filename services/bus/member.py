@@ -32,13 +32,14 @@ class EmbeddedSource(EventSource):
         *,
         now: Callable[[], datetime],
         published: threading.Condition,
+        session_s: float,
     ) -> None:
         self._path = path
         self._connection = connection
         self._log_id = log_id
         self._group = group
         self._published = published
-        self._membership = Membership(connection, group, topics, now)
+        self._membership = Membership(connection, group, topics, now, session_s)
         self._positions: dict[int, int] = {}
         self._turn = 0
         self._closed = False

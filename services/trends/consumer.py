@@ -133,8 +133,9 @@ class TrendsConsumer:
     # ------------------------------------------------------------------------------------- the Consumer port
 
     def start(self, source: EventSource, gained: tuple[Partition, ...]) -> None:
-        """Load the state of the gained partitions and read on from where it ends."""
+        """Load the state of the gained partitions and read on from where it ends. Their users may have met others."""
         self._source = source
+        self._users.forget_stored()
         log_id = self._log_id()
         with self._engine.begin() as connection:
             stored = store.stored_partitions(connection)

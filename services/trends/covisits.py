@@ -48,6 +48,10 @@ class Users:
     def __contains__(self, user_id: str) -> bool:
         return user_id in self._recent
 
+    def forget_stored(self) -> None:
+        """Keep only what is not durable yet: somebody else may have met the others since."""
+        self._recent = OrderedDict(self._unstored)
+
     def load(self, recent: Mapping[str, Recent]) -> None:
         """Take in what was stored of users not met lately."""
         self._recent.update(recent)

@@ -9,10 +9,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from services import wire
 from services.catalogue.live import ItemFeed, write_parts
@@ -34,8 +35,9 @@ from services.features.history import MemoryHistory
 from services.items import ItemTable
 from services.memory import MemoryBus, MemorySource
 from services.signals import decayed
-from services.tables import open_database
+from services.tables import open_database, trend_covisits
 from services.trends.consumer import TrendsConsumer, TrendsSettings
+from services.trends.covisits import Row
 
 START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 ITEMS = [f"i{n}" for n in range(7)]
@@ -312,6 +314,31 @@ def test_a_paused_owner_cannot_count_again_what_its_successor_counted(world: Wor
     assert paused.stop(()) == {}, "the paused owner has nothing to commit"
     block = world.table().block(["a"])
     assert block.counts[0, 5] == pytest.approx(9.0, rel=1e-3)
+
+
+def test_a_partition_that_comes_back_comes_with_all_that_happened_meanwhile(world: World, tmp_path: Path) -> None:
+    """The users remembered from the first time must not hide that somebody else has met them since."""
+    events = [click(n, "u", item, START + timedelta(minutes=n)) for n, item in enumerate("abc")]
+    topics = consumer_topics(world)
+    consumers = [world.consumer(), world.consumer()]
+    world.clock[0] += timedelta(days=3)
+    for turn, event in enumerate(events):  # the partition goes from one to the other and back
+        world.bus.publish([wire.encode_event(event)])
+        source, owner = world.bus.source("trends", topics), consumers[turn % 2]
+        run(source, owner)
+        source.commit(owner.stop(tuple(source.lag())))
+        source.close()
+    whole = new_world(tmp_path / "whole.db")
+    import_all(whole, events)
+    assert covisits(world) == covisits(whole)
+    assert covisits(whole)["c"].keys() == {"a", "b"}
+
+
+def covisits(world: World) -> dict[str, dict[str, float]]:
+    with world.engine.connect() as connection:
+        rows = {row.item_id: row.payload for row in connection.execute(select(trend_covisits))}
+    decoded = {item_id: msgspec.msgpack.decode(payload, type=Row) for item_id, payload in rows.items()}
+    return {i: dict(zip(row.item_ids, row.weights, strict=True)) for i, row in decoded.items()}
 
 
 def test_a_recreated_log_is_read_from_its_start_and_adds_to_what_is_known(world: World) -> None:

@@ -1,0 +1,104 @@
+"""The promise of exactly-once effect, tested by breaking things: two processes per consumer group on one stream are
+killed, paused beyond their session and dealt new partitions; afterwards every store holds what one undisturbed process
+makes of it.
+
+The seed and the plan are printed; CHAOS_SEED chooses another one. `make chaos` runs the full size.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from chaos_monkey import CREW, Crew, Deed, disturb, plan
+from chaos_world import begins_now, read_all, single_process_answer, stored_answer, stream
+
+from services.domain import TOPICS, Coordinate, Outgoing, Partition
+from services.settings import load_settings
+from services.wiring import Home, open_home
+
+SEED = int(os.environ.get("CHAOS_SEED", "1"))
+GROUPS = ("features", "trends", "archive", "catalogue")
+SESSION_S = 5.0
+SETTLE_S = 120.0
+SMALL = pytest.param((20_000, 24.0, 1), id="20k")
+FULL = pytest.param((200_000, 300.0, 8), id="200k", marks=[pytest.mark.nightly, pytest.mark.timeout(1200)])
+Size = tuple[int, float, int]
+
+
+def settle(home: Home, crew: Crew) -> Mapping[Partition, int]:
+    """Wait until every group has committed all there is; the ends of the log."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        crew.look()
+        ends = {p: end for topic in TOPICS for p, end in home.view.ends(topic).items()}
+        behind = {
+            (group, partition): ends[partition] - offset
+            for group in GROUPS
+            for topic in home.view.topics(group)
+            for partition, offset in home.view.committed(group, topic).items()
+            if offset < ends[partition]
+        }
+        if not behind:
+            return ends
+        assert time.monotonic() < deadline, f"not caught up after {SETTLE_S} s: {behind}"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def crew_of(tmp_path: Path) -> Iterator[Callable[[Mapping[str, str]], Crew]]:
+    crews: list[Crew] = []
+
+    def make(environment: Mapping[str, str]) -> Crew:
+        crews.append(Crew(environment, tmp_path))
+        return crews[-1]
+
+    yield make
+    for crew in crews:
+        crew.wipe_out()
+
+
+def run(home: Home, crew: Crew, deeds: list[Deed], size: Size, folder: Path, grow: Callable[[], None]) -> None:
+    """The whole story: disturb, settle, end, compare."""
+    count, span_s, _ = size
+    sent = stream(SEED, count, begins_now())
+    print(f"seed {SEED}, {len(sent)} messages in {span_s:.0f} s", *deeds, sep="\n")
+    placed: dict[Coordinate, Outgoing] = {}
+
+    def publish(some: list[Outgoing]) -> None:
+        coordinates = home.sink.publish(some)
+        placed.update(zip(coordinates, some, strict=True))
+
+    started = time.monotonic()
+    for who in CREW:
+        crew.start(who)
+    disturb(crew, deeds, sent, span_s, publish, grow)  # type: ignore[arg-type]
+    disturbed_s = time.monotonic() - started
+    ends = settle(home, crew)
+    crew.end()
+    print(f"disturbed for {disturbed_s:.1f} s, caught up after {time.monotonic() - started:.1f} s")
+    assert crew.killed == sum(deed.what == "kill" for deed in deeds)
+    messages = read_all(home, ends)
+    assert {m.coordinate: m.value for m in messages} == {c: o.value for c, o in placed.items()}
+    expected = single_process_answer(messages, folder)
+    assert len(expected.events) > 0.9 * count
+    assert expected.differences(stored_answer(home)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("size", [SMALL, FULL])
+def test_on_the_embedded_log_and_stores(size: Size, tmp_path: Path, crew_of: Callable[..., Crew]) -> None:
+    settings = {
+        "home": str(tmp_path / "home"),
+        "bus_session_s": str(SESSION_S),
+        "text_encoder": "hashing",
+        "log_level": "warning",
+    }
+    crew = crew_of({f"FRESHRANK_{name.upper()}": value for name, value in settings.items()})
+    deeds = plan(SEED, size[1], size[2], SESSION_S, grow=False)
+    with open_home(load_settings(**settings)) as home:
+        run(home, crew, deeds, size, tmp_path, grow=lambda: None)
