@@ -18,7 +18,6 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from services import heap
 from services.consume import consume
 from services.domain import (
     EPOCH,
@@ -55,7 +54,6 @@ JUDGED_USERS_MAX = {"demo": 1500, "normal": 2500, "full": 10_000}
 """Users whose lists are asked for to judge a release: about 10 ms each."""
 HELD_BACK = "log_held_back"
 TIDY_EVERY_S = 600.0
-GIVE_BACK_EVERY_S = 15.0
 STUCK_LAG = 10_000
 WATCH_EVERY_S = 0.1
 
@@ -119,11 +117,8 @@ def _watch(
     finished: Callable[[], bool],
 ) -> None:
     """Until `stopping`: hear the order to stop, see the end of the work, tidy now and then."""
-    tidied = given_back = time.monotonic()
+    tidied = time.monotonic()
     while not stopping.wait(WATCH_EVERY_S):
-        if time.monotonic() - given_back > GIVE_BACK_EVERY_S:
-            given_back = time.monotonic()
-            heap.give_back()
         try:
             if stopped() or finished():
                 return
@@ -210,9 +205,11 @@ class Instance:
         check_device(self.settings.device)
         torch.set_num_threads(1)  # one request is small: more threads only wait for each other
         self._serving.start()
-        self.features.read("warm-up")
+        try:
+            self.features.read("warm-up")
+        except StageUnavailable as error:
+            log.warning("started_without_features", error=str(error))
         gc.collect()
-        heap.give_back()
         gc.freeze()  # items and models stay: no collection needs to look through them again
 
     def stop(self) -> None:

@@ -7,6 +7,7 @@ generated from here.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ from pydantic_settings import (
 from services.domain import KindRule, KindRules, SettingsInvalid
 
 TOML_NAME = "freshrank.toml"
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 DEFAULT_KINDS: dict[str, KindRule] = {
@@ -54,6 +56,20 @@ class Settings(BaseSettings):
         30.0, ge=5, description="Silence after which a consumer of the embedded log loses its partitions to others."
     )
     bus_busy_timeout_ms: int = Field(5000, ge=1, description="How long a write waits for a locked database.")
+
+    online_store: Literal["sqlite", "redis"] = Field("sqlite", description="Where user rows are read from by servers.")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        description="redis://user:password@host:port/0, rediss:// (TLS), unix://; redis+cluster:// for a Cluster.",
+    )
+    redis_key_prefix: str = Field(
+        "freshrank", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Begin of every key; one per instance on a server."
+    )
+    redis_batch_max: int = Field(500, ge=1, description="Rows written or read in one round trip to Redis.")
+    redis_connections_max: int = Field(64, ge=1, description="Connections to Redis of one process, per use.")
+    redis_allow_volatile: bool = Field(
+        False, description="Start also where Redis may lose rows: no appendonly file, or an eviction policy."
+    )
 
     api_host: str = Field("127.0.0.1", description="Address of the API; loopback only until keys exist.")
     api_port: int = Field(8080, ge=0, le=65535, description="Wanted port; the next free one is taken, and said.")
@@ -95,6 +111,13 @@ class Settings(BaseSettings):
         "slates", description="Where impressions are counted from; never both."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity logged.")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, url: str) -> str:
+        if not url.startswith(REDIS_SCHEMES):
+            raise ValueError(f"must begin with one of {', '.join(REDIS_SCHEMES)}")
+        return url
 
     @field_validator("api_host")
     @classmethod
@@ -162,4 +185,9 @@ def _sentence(error: object) -> str:
     name = ".".join(str(part) for part in error["loc"]) or "settings"
     if error["type"] == "extra_forbidden":
         return f"{name} is no setting; see `freshrank settings`"
-    return f"{name}={error.get('input')!r} is refused: {error['msg']}"
+    return f"{name}={without_secrets(error.get('input'))!r} is refused: {error['msg']}"
+
+
+def without_secrets(value: object) -> object:
+    """A value as it may be shown: the passwords in addresses are left out, also in one that is no address at all."""
+    return re.sub(r"(//[^:/@\s]*:).*@", r"\1***@", value) if isinstance(value, str) else value

@@ -28,6 +28,7 @@ EVENTS_REJECTED = Counter("freshrank_events_rejected_total", "Events refused or 
 EVENTS_LATE = Counter("freshrank_events_late_total", "Events older than a full row's oldest: archived, no live effect")
 EVENTS_DUPLICATE = Counter("freshrank_events_duplicate_total", "Events that a row already had")
 ROWS_REFUSED = Counter("freshrank_rows_refused_total", "User rows refused by compare-and-set, merged and rewritten")
+ROWS_LOST = Counter("freshrank_rows_lost_total", "User rows that the store had forgotten when they were written next")
 SLATES_DROPPED = Counter("freshrank_slates_dropped_total", "Slates not recorded because the queue was full")
 DEGRADED = Counter("freshrank_degraded_total", "Answers that lacked a stage", ["stage"])
 REQUEST_SECONDS = Histogram("freshrank_request_seconds", "Time of a request", ["route"], buckets=SECONDS)

@@ -39,12 +39,14 @@ def reset(
 ) -> None:
     """Delete all state.
 
-    Events, features, releases, everything under the home.
+    Events, features, releases, everything under the home; user rows in Redis, too.
     """
+    from services import wiring
     from services.domain import BadRequest
     from services.supervisor import RunLock
 
-    home = settings_of(context).home
+    settings = settings_of(context)
+    home = settings.home
     existed = home.exists()
     if existed:
         if not any((home / mark).exists() for mark in MARKS):
@@ -52,6 +54,7 @@ def reset(
         if not yes and not typer.confirm(f"Delete everything under {home}?"):
             raise BadRequest("nothing was deleted")
         with RunLock(home):
+            wiring.forget_elsewhere(settings)
             wipe(home)
     told = f"Everything under {home} is deleted." if existed else f"There is nothing at {home}; nothing was deleted."
     answer(as_json, {"deleted": home if existed else None}, lambda: _say(told))

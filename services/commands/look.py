@@ -146,7 +146,7 @@ def settings(
     as_json: Json = False,
 ) -> None:
     """Every setting and its source."""
-    from services.settings import Settings, setting_sources
+    from services.settings import Settings, setting_sources, without_secrets
 
     given = settings_of(context)
     if markdown:
@@ -154,7 +154,7 @@ def settings(
         return
     sources = setting_sources(given)
     rows = [
-        (name, _shown(getattr(given, name)), sources[name], each.description or "")
+        (name, without_secrets(_shown(getattr(given, name))), sources[name], each.description or "")
         for name, each in Settings.model_fields.items()
     ]
     names = ("setting", "value", "from", "meaning")
