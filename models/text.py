@@ -149,13 +149,13 @@ def _pretrained(source: str, name: str, device: str, batch_max: int) -> TextEnco
     if Path(source).is_dir():
         # A folder is all there is: no look at the hub, which may not be reachable.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from models.device import pick_device
+
+    where = str(pick_device(device))  # before transformers is imported: it says what need not be loaded
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    from models.device import pick_device
-
     logging.disable_progress_bar()
-    where = str(pick_device(device))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModel.from_pretrained(source, use_safetensors=True).to(where).eval()

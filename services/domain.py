@@ -1,4 +1,4 @@
-"""The records and errors that every part of freshrank speaks in. No imports beyond the standard library.
+"""The records and errors that every part of freshrank speaks in. No imports but the standard library and msgspec.
 
 Times are aware UTC datetimes at the edge of a record and integer microseconds since 1970 (`..._us`) where
 they are compared, sorted or stored.
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Literal
+
+import msgspec
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -283,8 +285,8 @@ class Query:
     record: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+# Structs, made five times as fast as frozen dataclasses: an answer makes hundreds of candidates.
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """One proposal of a source. `rank` counts from 0 within the source; `started_from` is the item that led here."""
 
     item_id: str
@@ -294,16 +296,14 @@ class Candidate:
     started_from: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
+class Scored(msgspec.Struct, frozen=True, gc=False):
     """A candidate with the scorer's score. Scores are finite."""
 
     candidate: Candidate
     score: float
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(msgspec.Struct, frozen=True, gc=False):
     """A candidate that a filter took out, with the filter's name."""
 
     item_id: str

@@ -18,6 +18,7 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
+from services import heap
 from services.consume import consume
 from services.domain import (
     EPOCH,
@@ -54,6 +55,7 @@ JUDGED_USERS_MAX = {"demo": 1500, "normal": 2500, "full": 10_000}
 """Users whose lists are asked for to judge a release: about 10 ms each."""
 HELD_BACK = "log_held_back"
 TIDY_EVERY_S = 600.0
+GIVE_BACK_EVERY_S = 15.0
 STUCK_LAG = 10_000
 WATCH_EVERY_S = 0.1
 
@@ -117,8 +119,11 @@ def _watch(
     finished: Callable[[], bool],
 ) -> None:
     """Until `stopping`: hear the order to stop, see the end of the work, tidy now and then."""
-    tidied = time.monotonic()
+    tidied = given_back = time.monotonic()
     while not stopping.wait(WATCH_EVERY_S):
+        if time.monotonic() - given_back > GIVE_BACK_EVERY_S:
+            given_back = time.monotonic()
+            heap.give_back()
         try:
             if stopped() or finished():
                 return
@@ -210,6 +215,7 @@ class Instance:
         except StageUnavailable as error:
             log.warning("started_without_features", error=str(error))
         gc.collect()
+        heap.give_back()
         gc.freeze()  # items and models stay: no collection needs to look through them again
 
     def stop(self) -> None:

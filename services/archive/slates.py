@@ -16,7 +16,7 @@ from services.telemetry import SLATES_DROPPED
 log = structlog.get_logger()
 
 SLATES_AT_ONCE = 500
-GATHER_S = 0.02
+GATHER_S = 0.2
 """How long the thread gathers before it publishes: many slates share one durable write."""
 
 

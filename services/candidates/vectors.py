@@ -149,8 +149,11 @@ class ItemVectors:
         """The k items with the highest inner product, best first, ties by id: `(item_id, hash64, score)`."""
         rows, scores = (self._release.related if to_item else self._release.search)(vector, k)
         item_ids = self._release.vocabulary.ids(rows)
-        known = zip(item_ids, self._hashes[rows - 1].tolist(), scores.tolist(), strict=True)
-        return sorted([*known, *self._nearest_cold(vector, k)], key=lambda found: (-found[2], found[0]))[:k]
+        known = list(zip(item_ids, self._hashes[rows - 1].tolist(), scores.tolist(), strict=True))
+        cold = self._nearest_cold(vector, k)
+        if not cold and bool((scores[1:] < scores[:-1]).all()):
+            return known  # the index has sorted them, and no two are level
+        return sorted([*known, *cold], key=lambda found: (-found[2], found[0]))[:k]
 
     def _nearest_cold(self, vector: Vectors, k: int) -> list[tuple[str, int, float]]:
         delta = self._delta
