@@ -320,6 +320,7 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
     from services.training.cutoff import ItemsAtCut
     from services.training.gate import Gate
     from services.training.parts import Choices, ReleaseParts, Sources
+    from services.training.served import lists_between
 
     s = home.settings
     rules = s.kind_rules()
@@ -329,6 +330,7 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
         items_at=ItemsAtCut(home.items, home.history),
         stages_for=lambda release, items, features: build_stages(release, items, features, MemorySlateLog(0))[0],
         load=lambda info: load_release(info, s.device),
+        served=lambda since_us, until_us, chosen: lists_between(home.archive, rules, since_us, until_us, chosen),
     )
     choices = Choices(
         effort=s.effort, seed=s.seed, releases=s.home / "releases", text_encoder=s.text_encoder, device=s.device,
