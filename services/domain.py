@@ -96,14 +96,25 @@ class Coordinate:
     partition: int
     offset: int
 
+    def __str__(self) -> str:
+        return f"{self.log_id}/{self.topic}/{self.partition}@{self.offset}"
+
+    @classmethod
+    def parse(cls, text: str) -> Coordinate:
+        """The coordinate that `str` wrote. Raises ValueError where it is none."""
+        log_id, topic, place = text.rsplit("/", 2)
+        partition, offset = place.split("@")
+        return cls(log_id, topic, int(partition), int(offset))
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One stored message as the bus hands it out; `accepted_at` is the moment the bus made it durable."""
+    """One stored message as the bus hands it out; `accepted_at` is the moment the bus made it durable. A foreign
+    producer may leave out key and value: neither is of use here."""
 
     coordinate: Coordinate
     key: str | None
-    value: bytes
+    value: bytes | None
     accepted_at: datetime
 
 
@@ -132,17 +143,6 @@ class Batch:
             c = message.coordinate
             offsets[Partition(c.topic, c.partition)] = c.offset + 1
         return offsets
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A message that could not be read, kept whole: a bad message is data."""
-
-    coordinate: Coordinate
-    reason: str
-    detail: str
-    value: bytes
-    accepted_at: datetime
 
 
 # --------------------------------------------------------------------------------------- what it carries

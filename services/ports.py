@@ -21,12 +21,12 @@ from services.domain import (
     Outgoing,
     Partition,
     Query,
-    Rejected,
     ReleaseInfo,
     Slate,
     UserState,
     Verdict,
 )
+from services.quarantine import ALL, Entry, Rejected, Wanted
 from services.signals import Scores, UserRows
 
 
@@ -166,16 +166,32 @@ class Archive(Protocol):
 
 
 class Quarantine(Protocol):
-    """Messages that could not be read, kept whole, by coordinate."""
+    """Messages that could not be read, by coordinate. Bounded: of a large message the first bytes are kept, and when
+    all of them together are too many, the oldest are let go and counted."""
 
     def add(self, rejected: Sequence[Rejected]) -> None:
         """Durable on return; a coordinate added again is stored once."""
 
-    def list(self, limit: int, after: int = 0) -> Sequence[tuple[int, Rejected]]:
+    def list(self, limit: int, after: int = 0, wanted: Wanted = ALL) -> Sequence[Entry]:
         """Up to `limit` entries with a running number above `after`, oldest first."""
+
+    def get(self, number: int) -> Entry | None:
+        """One entry, or None."""
 
     def count(self) -> Mapping[str, int]:
         """How many entries there are, by reason."""
+
+    def forgotten(self) -> int:
+        """How many entries were let go to make room, ever."""
+
+    def claim(self, number: int, at: datetime, again: bool = False) -> bool:
+        """Mark an entry as being replayed, durably; False where it is marked already (and not `again`), or is gone."""
+
+    def release(self, number: int) -> None:
+        """Take the mark back: nothing was published."""
+
+    def settle(self, number: int, replayed_as: Coordinate) -> None:
+        """Note where the replayed message stands."""
 
 
 class Catalogue(Protocol):

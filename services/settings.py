@@ -84,6 +84,13 @@ class Settings(BaseSettings):
     features_cache_users: int = Field(20_000, ge=0, description="User rows the features consumer keeps decoded.")
     poll_wait_ms: int = Field(200, ge=1, description="Longest wait of one poll; new messages end it at once.")
 
+    quarantine_entry_bytes_max: int = Field(
+        1_000_000, ge=1024, description="Bytes kept of one message that could not be read."
+    )
+    quarantine_bytes_max: int = Field(
+        256_000_000, ge=1_000_000, description="Bytes kept of all of them; the oldest are let go first."
+    )
+
     trends_flush_s: float = Field(5.0, gt=0, description="State of the trends consumer is stored this often,")
     trends_flush_events: int = Field(20_000, ge=1, description="or after this many events.")
     covisits_items_max: int = Field(50, ge=1, description="Co-visited items kept and served per item.")

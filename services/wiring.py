@@ -131,7 +131,8 @@ class Home:
         """Messages that could not be read."""
         from services.archive.rejected import SqlQuarantine
 
-        return SqlQuarantine(self.engine)
+        s = self.settings
+        return SqlQuarantine(self.engine, s.quarantine_entry_bytes_max, s.quarantine_bytes_max)
 
     @cached_property
     def catalogue(self) -> SqlCatalogue:

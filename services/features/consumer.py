@@ -9,6 +9,7 @@ from datetime import datetime
 
 import structlog
 
+from services import intake
 from services.domain import (
     TOPIC_EVENTS,
     Batch,
@@ -22,7 +23,6 @@ from services.domain import (
 from services.features.fold import fold_each, interaction
 from services.ports import EventSource, FeatureStore
 from services.telemetry import EVENTS_DUPLICATE, EVENTS_LATE, ROWS_LOST, ROWS_REFUSED
-from services.wire import decode_events
 
 ATTEMPTS_MAX = 50
 log = structlog.get_logger()
@@ -65,7 +65,7 @@ class FeaturesConsumer:
         if not batch.messages:
             return {}
         started = time.perf_counter()
-        by_user = self._interactions(event for _, event in decode_events(batch.messages)[0])
+        by_user = self._interactions(event for _, event in intake.read(batch.messages).events)
         rows = refused = 0
         while by_user:
             assert refused < ATTEMPTS_MAX, f"{refused} writes of {len(by_user)} rows were refused one after the other"

@@ -13,7 +13,7 @@ import numpy as np
 import structlog
 from sqlalchemy import Connection, Engine
 
-from services import wire
+from services import intake
 from services.domain import (
     HOUR_US,
     SECOND_US,
@@ -25,7 +25,6 @@ from services.domain import (
     Message,
     Partition,
     Slate,
-    WireError,
     hash64,
     to_us,
 )
@@ -169,23 +168,16 @@ class TrendsConsumer:
 
     def _take(self, given: Sequence[Message]) -> None:
         messages = [message for message in given if self._is_news(message)]
-        events: list[tuple[Message, Event]] = []
-        slates: list[tuple[Message, Slate]] = []
-        erased = self._erased()
-        for message in messages:
-            try:
-                if message.coordinate.topic == TOPIC_EVENTS:
-                    events.append((message, wire.decode_event(message.value, message.accepted_at)))
-                else:
-                    slates.append((message, wire.decode_slate(message.value)))
-            except WireError as error:
-                EVENTS_REJECTED.labels(where=self.name, reason=error.reason).inc()
+        read = intake.read(messages)
+        events, erased = read.events, self._erased()
+        for each in read.rejected:
+            EVENTS_REJECTED.labels(where=self.name, reason=each.reason).inc()
         if erased:
-            events = [(m, e) for m, e in events if to_us(m.accepted_at) >= erased.get(e.user_id, 0)]
+            events = [(m, e) for m, e in events if to_us(e.accepted_at) >= erased.get(e.user_id, 0)]
         self._load_users(event.user_id for _, event in events)
         for message, event in events:
             self._take_event(self._partition_of(message), event)
-        for message, slate in slates:
+        for message, slate in read.slates:
             self._take_slate(self._partition_of(message), slate)
         for message in messages:
             owned = self._partition_of(message)
