@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
@@ -87,7 +88,7 @@ def run_consumer(
             errors.append(error)
             stopping.set()
 
-    with open_home(settings) as home:
+    with open_home(settings) as home, ExitStack() as settling:
         threads: list[threading.Thread] = []
         topics: dict[str, tuple[str, ...]] = {}
         try:
@@ -99,6 +100,7 @@ def run_consumer(
             for thread in threads:
                 thread.start()
             seen: dict[str, int] = {}
+            settling.enter_context(heap.settled())
             _watch(home, names, stopping, stopped, lambda: until_caught_up and _caught_up(home, topics, progress, seen))
         except Stopped:
             return

@@ -28,6 +28,7 @@ ITEM_COUNTS = tuple(
 )
 HISTORY_FEATURES = ("recent_items", "recent_us", "recent_kinds", "recent_weights", "row_time_us")
 
+NO_EVENTS: tuple[tuple[Any, ...], ...] = ((),) * len(Interaction._fields)
 _SEEN_BYTES = 4 + 8
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -315,14 +316,15 @@ def unpack_seen(packed: bytes) -> tuple[tuple[int, int], ...]:
 
 
 def _columns(state: UserState) -> dict[str, Any]:
-    events, hidden = state.events, state.hidden
+    hidden = state.hidden
+    occurred_us, keys, item_ids, kinds, given, weights = zip(*state.events, strict=True) if state.events else NO_EVENTS
     return {
-        "recent_items": [each.item_id for each in events],
-        "recent_us": [each.occurred_us for each in events],
-        "recent_keys": [each.event_key for each in events],
-        "recent_kinds": [each.kind for each in events],
-        "recent_values": [nan if each.value is None else each.value for each in events],
-        "recent_weights": [each.weight for each in events],
+        "recent_items": item_ids,
+        "recent_us": occurred_us,
+        "recent_keys": keys,
+        "recent_kinds": kinds,
+        "recent_values": [nan if each is None else each for each in given],
+        "recent_weights": weights,
         "hidden_items": [item_id for _, item_id in hidden],
         "hidden_us": [at_us for at_us, _ in hidden],
         "seen": pack_seen(state.seen),
