@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
@@ -79,14 +79,16 @@ class WireError(FreshrankError):
 # ------------------------------------------------------------------------------------------- the stream
 
 
-class Partition(msgspec.Struct, frozen=True, order=True, gc=False):
+@dataclass(frozen=True, slots=True, order=True)
+class Partition:
     """One partition of one topic."""
 
     topic: str
     number: int
 
 
-class Coordinate(msgspec.Struct, frozen=True, order=True, gc=False):
+@dataclass(frozen=True, slots=True, order=True)
+class Coordinate:
     """Where a message stands. `log_id` is made when a log is created, so a recreated log never looks old."""
 
     log_id: str
@@ -94,24 +96,14 @@ class Coordinate(msgspec.Struct, frozen=True, order=True, gc=False):
     partition: int
     offset: int
 
-    def __str__(self) -> str:
-        return f"{self.log_id}/{self.topic}/{self.partition}@{self.offset}"
 
-    @classmethod
-    def parse(cls, text: str) -> Coordinate:
-        """The coordinate that `str` wrote. Raises ValueError where it is none."""
-        log_id, topic, place = text.rsplit("/", 2)
-        partition, offset = place.split("@")
-        return cls(log_id, topic, int(partition), int(offset))
-
-
-class Message(msgspec.Struct, frozen=True, gc=False):
-    """One stored message as the bus hands it out; `accepted_at` is the moment the bus made it durable. A foreign
-    producer may leave out key and value: neither is of use here."""
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One stored message as the bus hands it out; `accepted_at` is the moment the bus made it durable."""
 
     coordinate: Coordinate
     key: str | None
-    value: bytes | None
+    value: bytes
     accepted_at: datetime
 
 
@@ -142,10 +134,22 @@ class Batch:
         return offsets
 
 
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A message that could not be read, kept whole: a bad message is data."""
+
+    coordinate: Coordinate
+    reason: str
+    detail: str
+    value: bytes
+    accepted_at: datetime
+
+
 # --------------------------------------------------------------------------------------- what it carries
 
 
-class Event(msgspec.Struct, frozen=True, gc=False):
+@dataclass(frozen=True, slots=True)
+class Event:
     """One thing a user did, unique by `event_id`; `request_id` ties it to the slate that caused it."""
 
     event_id: str
@@ -157,7 +161,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     value: float | None = None
     request_id: str | None = None
     session_id: str | None = None
-    properties: Mapping[str, str] = msgspec.field(default_factory=lambda: NO_PROPERTIES)
+    properties: Mapping[str, str] = field(default_factory=lambda: NO_PROPERTIES)
 
 
 Operation = Literal["put", "patch", "delete"]
@@ -222,7 +226,8 @@ SEEN_MAX = 1000
 HIDING_KINDS = frozenset({"hide", "dislike"})
 
 
-class Interaction(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Interaction:
     """One event of a user's row. `event_key` is `hash64(event_id)`; `weight` is the signed weight of its kind."""
 
     occurred_us: int
