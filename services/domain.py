@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -79,16 +79,14 @@ class WireError(FreshrankError):
 # ------------------------------------------------------------------------------------------- the stream
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Partition:
+class Partition(msgspec.Struct, frozen=True, order=True, gc=False):
     """One partition of one topic."""
 
     topic: str
     number: int
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Coordinate:
+class Coordinate(msgspec.Struct, frozen=True, order=True, gc=False):
     """Where a message stands. `log_id` is made when a log is created, so a recreated log never looks old."""
 
     log_id: str
@@ -96,14 +94,24 @@ class Coordinate:
     partition: int
     offset: int
 
+    def __str__(self) -> str:
+        return f"{self.log_id}/{self.topic}/{self.partition}@{self.offset}"
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One stored message as the bus hands it out; `accepted_at` is the moment the bus made it durable."""
+    @classmethod
+    def parse(cls, text: str) -> Coordinate:
+        """The coordinate that `str` wrote. Raises ValueError where it is none."""
+        log_id, topic, place = text.rsplit("/", 2)
+        partition, offset = place.split("@")
+        return cls(log_id, topic, int(partition), int(offset))
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """One stored message as the bus hands it out; `accepted_at` is the moment the bus made it durable. A foreign
+    producer may leave out key and value: neither is of use here."""
 
     coordinate: Coordinate
     key: str | None
-    value: bytes
+    value: bytes | None
     accepted_at: datetime
 
 
@@ -134,22 +142,10 @@ class Batch:
         return offsets
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A message that could not be read, kept whole: a bad message is data."""
-
-    coordinate: Coordinate
-    reason: str
-    detail: str
-    value: bytes
-    accepted_at: datetime
-
-
 # --------------------------------------------------------------------------------------- what it carries
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One thing a user did, unique by `event_id`; `request_id` ties it to the slate that caused it."""
 
     event_id: str
@@ -161,7 +157,7 @@ class Event:
     value: float | None = None
     request_id: str | None = None
     session_id: str | None = None
-    properties: Mapping[str, str] = field(default_factory=lambda: NO_PROPERTIES)
+    properties: Mapping[str, str] = msgspec.field(default_factory=lambda: NO_PROPERTIES)
 
 
 Operation = Literal["put", "patch", "delete"]
@@ -226,8 +222,7 @@ SEEN_MAX = 1000
 HIDING_KINDS = frozenset({"hide", "dislike"})
 
 
-@dataclass(frozen=True, slots=True)
-class Interaction:
+class Interaction(NamedTuple):
     """One event of a user's row. `event_key` is `hash64(event_id)`; `weight` is the signed weight of its kind."""
 
     occurred_us: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -12,6 +13,8 @@ from services.domain import WireError, from_us
 
 ID_LENGTH_MAX = 256
 PROPERTIES_MAX = 50
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What no id may hold: control characters, line separators, halves of surrogate pairs."""
 ITEM_FIELDS = ("title", "text", "categories", "attributes", "available", "published_at", "expires_at")
 TEXT_LENGTH_MAX = 20_000
 
@@ -19,12 +22,12 @@ TEXT_LENGTH_MAX = 20_000
 def check_item_fields(fields: Mapping[str, object]) -> Mapping[str, object]:
     """The named fields of an item, each of its type (times as aware datetimes, categories as a tuple).
 
-    Raises WireError("bad_item") for an unknown field or a wrong type.
+    Raises WireError for an unknown field or a wrong type.
     """
     checked: dict[str, object] = {}
     for name, given in fields.items():
         if name not in ITEM_FIELDS:
-            raise WireError("bad_item", f"unknown field {name!r}; known: {', '.join(ITEM_FIELDS)}")
+            raise WireError("unknown_field", f"unknown field {name!r}; known: {', '.join(ITEM_FIELDS)}")
         checked[name] = _item_field(name, given)
     return checked
 
@@ -58,9 +61,13 @@ def aware(moment: datetime) -> datetime:
 
 
 def check_id(name: str, given: str) -> None:
-    """Raises WireError where an id is empty, too long or holds a NUL."""
-    if not given or len(given) > ID_LENGTH_MAX or "\x00" in given:
-        raise WireError(f"bad_{name}", f"{name} must have 1 to {ID_LENGTH_MAX} characters, none of them NUL")
+    """Raises WireError where an id is empty, too long or holds a control character."""
+    if not given or given.isspace():
+        raise WireError(f"empty_{name}", f"{name} must have 1 to {ID_LENGTH_MAX} characters")
+    if len(given) > ID_LENGTH_MAX:
+        raise WireError(f"long_{name}", f"{name} has {len(given)} characters, the limit is {ID_LENGTH_MAX}")
+    if not given.isprintable() and _UNFIT.search(given):
+        raise WireError(f"control_in_{name}", f"{name} must not hold control characters: {given!r}")
 
 
 def id_text(fields: Mapping[str, object], name: str) -> str:
@@ -80,8 +87,10 @@ def id_text(fields: Mapping[str, object], name: str) -> str:
 def number_of(given: object) -> float:
     """A finite number, also from its digits."""
     number = _float_or_none(given) if isinstance(given, str) else given
-    if isinstance(number, bool) or not isinstance(number, int | float) or not _is_finite(number):
-        raise WireError("bad_value", "value must be a finite number")
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise WireError("bad_value", "value must be a number")
+    if not _is_finite(number):
+        raise WireError("not_finite", "value must be a finite number")
     return float(number)
 
 
@@ -100,10 +109,17 @@ def _is_finite(number: float) -> bool:
         return False
 
 
+def check_properties(given: Mapping[str, object]) -> None:
+    """Raises WireError where there are too many."""
+    if len(given) > PROPERTIES_MAX:
+        raise WireError("many_properties", f"{len(given)} entries of properties, the limit is {PROPERTIES_MAX}")
+
+
 def properties_of(given: object) -> dict[str, str]:
     """A small object of texts; other values are kept as their JSON."""
-    if not isinstance(given, dict) or len(given) > PROPERTIES_MAX:
-        raise WireError("bad_properties", f"properties must be an object with at most {PROPERTIES_MAX} entries")
+    if not isinstance(given, dict):
+        raise WireError("bad_properties", f"properties must be an object, not {type(given).__name__}")
+    check_properties(given)
     return {
         str(name): value if isinstance(value, str) else msgspec.json.encode(value).decode()
         for name, value in given.items()
@@ -113,18 +129,18 @@ def properties_of(given: object) -> dict[str, str]:
 def _item_field(name: str, given: object) -> object:
     if name in ("title", "text"):
         if not isinstance(given, str):
-            raise WireError("bad_item", f"{name} must be a text")
+            raise WireError(f"bad_{name}", f"{name} must be a text")
         return given[:TEXT_LENGTH_MAX]
     if name == "available":
         if not isinstance(given, bool):
-            raise WireError("bad_item", "available must be true or false")
+            raise WireError("bad_available", "available must be true or false")
         return given
     if name == "categories":
         if not isinstance(given, list | tuple) or not all(isinstance(each, str) for each in given):
-            raise WireError("bad_item", "categories must be a list of texts")
+            raise WireError("bad_categories", "categories must be a list of texts")
         return tuple(given)
     if name == "attributes":
         if not isinstance(given, dict):
-            raise WireError("bad_item", "attributes must be an object")
+            raise WireError("bad_attributes", "attributes must be an object")
         return properties_of(given)
     return None if given is None else parse_time(given, name)

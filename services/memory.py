@@ -22,7 +22,6 @@ from services.domain import (
     Message,
     Outgoing,
     Partition,
-    Rejected,
     ReleaseInfo,
     Slate,
     UserState,
@@ -31,6 +30,17 @@ from services.domain import (
 )
 from services.placing import partition_of
 from services.ports import EventSource, LogView
+from services.quarantine import (
+    ALL,
+    ENTRY_BYTES_MAX,
+    QUARANTINE_BYTES_MAX,
+    Entry,
+    Rejected,
+    Wanted,
+    entry_bytes,
+    is_wanted,
+    kept_part,
+)
 
 
 class MemoryBus:
@@ -69,7 +79,7 @@ class MemoryBus:
         """LogView: what the group's members read now, or its last one did."""
         return tuple(sorted(self.subscribed[group]))
 
-    def log_id(self, topic: str) -> str:  # noqa: ARG002
+    def log_id(self) -> str:
         """LogView: the identity of this log."""
         return self.identity
 
@@ -84,10 +94,6 @@ class MemoryBus:
     def source(self, group: str, topics: Sequence[str]) -> MemorySource:
         """A new member of a group; the group's partitions are dealt out anew among its members."""
         return MemorySource(self, group, tuple(topics))
-
-    def trim(self, now: datetime) -> Mapping[Partition, int]:  # noqa: ARG002
-        """Bus: nothing is ever forgotten."""
-        return {}
 
     def of_topic(self, topic: str) -> tuple[Partition, ...]:
         """The partitions of one topic."""
@@ -262,24 +268,60 @@ class MemoryArchive:
 class MemoryQuarantine:
     """Rejected messages by coordinate."""
 
-    def __init__(self) -> None:
-        self._entries: dict[Coordinate, tuple[int, Rejected]] = {}
+    def __init__(self, entry_bytes_max: int = ENTRY_BYTES_MAX, bytes_max: int = QUARANTINE_BYTES_MAX) -> None:
+        self._entry_bytes_max = entry_bytes_max
+        self._bytes_max = bytes_max
+        self._entries: dict[int, Entry] = {}
+        self._known: set[Coordinate] = set()
+        self._last = 0
+        self._forgotten = 0
 
     def add(self, rejected: Sequence[Rejected]) -> None:
         """Quarantine."""
         for each in rejected:
-            self._entries.setdefault(each.coordinate, (len(self._entries) + 1, each))
+            if each.coordinate not in self._known:
+                self._known.add(each.coordinate)
+                self._last += 1
+                self._entries[self._last] = Entry(self._last, kept_part(each, self._entry_bytes_max))
+        while sum(entry_bytes(entry.rejected) for entry in self._entries.values()) > self._bytes_max:
+            oldest = self._entries.pop(min(self._entries))
+            self._known.discard(oldest.rejected.coordinate)
+            self._forgotten += 1
 
-    def list(self, limit: int, after: int = 0) -> Sequence[tuple[int, Rejected]]:
+    def list(self, limit: int, after: int = 0, wanted: Wanted = ALL) -> Sequence[Entry]:
         """Quarantine."""
-        return [entry for entry in self._entries.values() if entry[0] > after][:limit]
+        return [e for number, e in self._entries.items() if number > after and is_wanted(e, wanted)][:limit]
+
+    def get(self, number: int) -> Entry | None:
+        """Quarantine."""
+        return self._entries.get(number)
 
     def count(self) -> Mapping[str, int]:
         """Quarantine."""
         counts: dict[str, int] = defaultdict(int)
-        for _, each in self._entries.values():
-            counts[each.reason] += 1
+        for entry in self._entries.values():
+            counts[entry.rejected.reason] += 1
         return dict(counts)
+
+    def forgotten(self) -> int:
+        """Quarantine."""
+        return self._forgotten
+
+    def claim(self, number: int, at: datetime, again: bool = False) -> bool:
+        """Quarantine."""
+        entry = self._entries.get(number)
+        if entry is None or (entry.replayed_at is not None and not again):
+            return False
+        self._entries[number] = replace(entry, replayed_at=at, replayed_as=None)
+        return True
+
+    def release(self, number: int) -> None:
+        """Quarantine."""
+        self._entries[number] = replace(self._entries[number], replayed_at=None, replayed_as=None)
+
+    def settle(self, number: int, replayed_as: Coordinate) -> None:
+        """Quarantine."""
+        self._entries[number] = replace(self._entries[number], replayed_as=replayed_as)
 
 
 class MemorySlateLog:

@@ -21,12 +21,12 @@ from services.domain import (
     Outgoing,
     Partition,
     Query,
-    Rejected,
     ReleaseInfo,
     Slate,
     UserState,
     Verdict,
 )
+from services.quarantine import ALL, Entry, Rejected, Wanted
 from services.signals import Scores, UserRows
 
 
@@ -58,9 +58,7 @@ class EventSink(Protocol):
     def publish(self, messages: Sequence[Outgoing]) -> tuple[Coordinate, ...]:
         """Append all messages and return their coordinates, in order, once they are durable.
 
-        Raises StageUnavailable when the log cannot take them (full disk, lock, no broker): nothing is acknowledged
-        then, and whether some of them are in the log is not known. Publishing them again, with the same `event_id`,
-        is harmless.
+        Raises StageUnavailable, with nothing half-published, when the log cannot take them (full disk, lock).
         """
 
     def flush(self) -> None:
@@ -79,32 +77,8 @@ class LogView(Protocol):
     def topics(self, group: str) -> tuple[str, ...]:
         """What the group reads, in order; empty for a group that never joined."""
 
-    def log_id(self, topic: str) -> str:
-        """The identity of the log that holds the topic: another one when the topic, or all of it, is made anew."""
-
-
-class Member(EventSource, Protocol):
-    """A source that can leave its group."""
-
-    def close(self) -> None:
-        """Leave the group: the others take the partitions over. Closing twice is harmless."""
-
-
-class Bus(Protocol):
-    """One log, as one process uses it."""
-
-    def sink(self) -> EventSink:
-        """Where this process publishes; shared by its threads."""
-
-    def view(self) -> LogView:
-        """A look at it from outside; shared by the threads of a process."""
-
-    def source(self, group: str, topics: Sequence[str]) -> Member:
-        """A new member of a group; it joins at its first poll."""
-
-    def trim(self, now: datetime) -> Mapping[Partition, int]:
-        """Retention. How many messages stand at or near its end and are not committed by a known group that reads
-        them, by partition: a red health state."""
+    def log_id(self) -> str:
+        """The identity of this log."""
 
 
 class Consumer(Protocol):
@@ -192,16 +166,32 @@ class Archive(Protocol):
 
 
 class Quarantine(Protocol):
-    """Messages that could not be read, kept whole, by coordinate."""
+    """Messages that could not be read, by coordinate. Bounded: of a large message the first bytes are kept, and when
+    all of them together are too many, the oldest are let go and counted."""
 
     def add(self, rejected: Sequence[Rejected]) -> None:
         """Durable on return; a coordinate added again is stored once."""
 
-    def list(self, limit: int, after: int = 0) -> Sequence[tuple[int, Rejected]]:
+    def list(self, limit: int, after: int = 0, wanted: Wanted = ALL) -> Sequence[Entry]:
         """Up to `limit` entries with a running number above `after`, oldest first."""
+
+    def get(self, number: int) -> Entry | None:
+        """One entry, or None."""
 
     def count(self) -> Mapping[str, int]:
         """How many entries there are, by reason."""
+
+    def forgotten(self) -> int:
+        """How many entries were let go to make room, ever."""
+
+    def claim(self, number: int, at: datetime, again: bool = False) -> bool:
+        """Mark an entry as being replayed, durably; False where it is marked already (and not `again`), or is gone."""
+
+    def release(self, number: int) -> None:
+        """Take the mark back: nothing was published."""
+
+    def settle(self, number: int, replayed_as: Coordinate) -> None:
+        """Note where the replayed message stands."""
 
 
 class Catalogue(Protocol):

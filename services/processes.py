@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
@@ -87,7 +88,7 @@ def run_consumer(
             errors.append(error)
             stopping.set()
 
-    with open_home(settings) as home:
+    with open_home(settings) as home, ExitStack() as settling:
         threads: list[threading.Thread] = []
         topics: dict[str, tuple[str, ...]] = {}
         try:
@@ -99,6 +100,7 @@ def run_consumer(
             for thread in threads:
                 thread.start()
             seen: dict[str, int] = {}
+            settling.enter_context(heap.settled())
             _watch(home, names, stopping, stopped, lambda: until_caught_up and _caught_up(home, topics, progress, seen))
         except Stopped:
             return
@@ -210,7 +212,10 @@ class Instance:
         check_device(self.settings.device)
         torch.set_num_threads(1)  # one request is small: more threads only wait for each other
         self._serving.start()
-        self.features.read("warm-up")
+        try:
+            self.features.read("warm-up")
+        except StageUnavailable as error:
+            log.warning("started_without_features", error=str(error))
         gc.collect()
         heap.give_back()
         gc.freeze()  # items and models stay: no collection needs to look through them again
@@ -244,7 +249,7 @@ class Instance:
         with self._home.engine.connect() as connection:
             held = connection.execute(select(counters.c.value).where(counters.c.name == HELD_BACK)).scalar() or 0
         if held:
-            return PartHealth("red", f"{held} messages are at the end of the retention, and a group has not read them")
+            return PartHealth("red", f"{held} messages are older than the retention, but a group has not read them")
         ends = self.view.ends(TOPIC_EVENTS)
         lag = sum(ends.values()) - sum(self.view.committed("features", TOPIC_EVENTS).values())
         return PartHealth("yellow" if lag > STUCK_LAG else "green", f"features are {lag} events behind")
@@ -317,6 +322,7 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
     from services.training.cutoff import ItemsAtCut
     from services.training.gate import Gate
     from services.training.parts import Choices, ReleaseParts, Sources
+    from services.training.served import lists_between
 
     s = home.settings
     rules = s.kind_rules()
@@ -326,6 +332,7 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
         items_at=ItemsAtCut(home.items, home.history),
         stages_for=lambda release, items, features: build_stages(release, items, features, MemorySlateLog(0))[0],
         load=lambda info: load_release(info, s.device),
+        served=lambda since_us, until_us, chosen: lists_between(home.archive, rules, since_us, until_us, chosen),
     )
     choices = Choices(
         effort=s.effort, seed=s.seed, releases=s.home / "releases", text_encoder=s.text_encoder, device=s.device,

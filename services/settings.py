@@ -23,6 +23,7 @@ from pydantic_settings import (
 from services.domain import KindRule, KindRules, SettingsInvalid
 
 TOML_NAME = "freshrank.toml"
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 DEFAULT_KINDS: dict[str, KindRule] = {
@@ -49,42 +50,25 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path(".freshrank"), description="Folder that holds all state of this instance.")
 
-    bus: Literal["embedded", "kafka"] = Field("embedded", description="The log: a file in the home, or Kafka.")
-    bus_partitions: int = Field(4, ge=1, le=256, description="Partitions of each topic of a new log.")
-    bus_retention_hours: float = Field(
-        24 * 14, gt=0, description="How long the log keeps what every group has read (Kafka: read or not)."
-    )
+    bus_partitions: int = Field(4, ge=1, le=256, description="Partitions of each topic of a new embedded log.")
+    bus_retention_hours: float = Field(24 * 14, gt=0, description="How long the log keeps what every group has read.")
     bus_session_s: float = Field(
         30.0, ge=5, description="Silence after which a consumer of the embedded log loses its partitions to others."
     )
     bus_busy_timeout_ms: int = Field(5000, ge=1, description="How long a write waits for a locked database.")
 
-    kafka_servers: str = Field("127.0.0.1:9092", description="Brokers to begin with, host:port, comma-separated.")
-    kafka_prefix: str = Field(
-        "", pattern=r"^[A-Za-z0-9._-]*$", max_length=64, description="Begins the names of all topics and groups there."
+    online_store: Literal["sqlite", "redis"] = Field("sqlite", description="Where user rows are read from by servers.")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        description="redis://user:password@host:port/0, rediss:// (TLS), unix://; redis+cluster:// for a Cluster.",
     )
-    kafka_security: dict[str, str] = Field(
-        {}, description="TLS and SASL options of kafka-python, as security_protocol, ssl_cafile, sasl_mechanism."
+    redis_key_prefix: str = Field(
+        "freshrank", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Begin of every key; one per instance on a server."
     )
-    kafka_replication: int = Field(1, ge=1, description="Copies of each topic that is made; 3 on a cluster.")
-    kafka_compression: Literal["none", "gzip", "lz4"] = Field("lz4", description="Compression of what is published.")
-    kafka_buffer_messages_max: int = Field(
-        20_000, ge=1, description="Messages of one process that may wait for Kafka; more are refused at once."
-    )
-    kafka_deadline_ms: int = Field(
-        6000, ge=1500, description="Longest wait for Kafka: a publication, a commit, a question."
-    )
-    kafka_session_timeout_ms: int = Field(
-        10_000, ge=6000, description="Silence after which a consumer loses its partitions to others."
-    )
-    kafka_poll_interval_ms_max: int = Field(
-        300_000, ge=10_000, description="Longest work on one batch; a consumer that takes longer loses its partitions."
-    )
-    kafka_instance_id: str = Field(
-        "",
-        pattern=r"^[A-Za-z0-9._-]*$",
-        max_length=100,
-        description="A name of this process that survives a restart: it gets its partitions back without a rebalance.",
+    redis_batch_max: int = Field(500, ge=1, description="Rows written or read in one round trip to Redis.")
+    redis_connections_max: int = Field(64, ge=1, description="Connections to Redis of one process, per use.")
+    redis_allow_volatile: bool = Field(
+        False, description="Start also where Redis may lose rows: no appendonly file, or an eviction policy."
     )
 
     api_host: str = Field("127.0.0.1", description="Address of the API; loopback only until keys exist.")
@@ -99,6 +83,13 @@ class Settings(BaseSettings):
     features_batch_max: int = Field(2000, ge=1, description="Most events the features consumer takes at once.")
     features_cache_users: int = Field(20_000, ge=0, description="User rows the features consumer keeps decoded.")
     poll_wait_ms: int = Field(200, ge=1, description="Longest wait of one poll; new messages end it at once.")
+
+    quarantine_entry_bytes_max: int = Field(
+        1_000_000, ge=1024, description="Bytes kept of one message that could not be read."
+    )
+    quarantine_bytes_max: int = Field(
+        256_000_000, ge=1_000_000, description="Bytes kept of all of them; the oldest are let go first."
+    )
 
     trends_flush_s: float = Field(5.0, gt=0, description="State of the trends consumer is stored this often,")
     trends_flush_events: int = Field(20_000, ge=1, description="or after this many events.")
@@ -128,6 +119,13 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity logged.")
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, url: str) -> str:
+        if not url.startswith(REDIS_SCHEMES):
+            raise ValueError(f"must begin with one of {', '.join(REDIS_SCHEMES)}")
+        return url
+
     @field_validator("api_host")
     @classmethod
     def _loopback(cls, host: str) -> str:
@@ -149,21 +147,6 @@ class Settings(BaseSettings):
     def kind_rules(self) -> KindRules:
         """The declared kinds as the fold wants them; given kinds add to and replace the default ones."""
         return KindRules({**DEFAULT_KINDS, **self.kinds})
-
-
-SECRET_PARTS = ("password", "secret", "token")
-HIDDEN = "(hidden)"
-
-
-def shown_value(name: str, value: object) -> object:
-    """A setting's value as it may be printed: without what only its server should know."""
-    if isinstance(value, dict):
-        return {key: shown_value(key, each) for key, each in value.items()}
-    if isinstance(value, str) and value and any(part in name for part in SECRET_PARTS):
-        return HIDDEN
-    if isinstance(value, str) and "://" in value:
-        return re.sub(r"(?<=:)[^:@/]*(?=@)", HIDDEN, value)
-    return value
 
 
 def toml_file() -> Path:
@@ -209,4 +192,9 @@ def _sentence(error: object) -> str:
     name = ".".join(str(part) for part in error["loc"]) or "settings"
     if error["type"] == "extra_forbidden":
         return f"{name} is no setting; see `freshrank settings`"
-    return f"{name}={shown_value(name, error.get('input'))!r} is refused: {error['msg']}"
+    return f"{name}={without_secrets(error.get('input'))!r} is refused: {error['msg']}"
+
+
+def without_secrets(value: object) -> object:
+    """A value as it may be shown: the passwords in addresses are left out, also in one that is no address at all."""
+    return re.sub(r"(//[^:/@\s]*:).*@", r"\1***@", value) if isinstance(value, str) else value

@@ -82,6 +82,11 @@ rejected = Table(
     Column("detail", Text, nullable=False),
     Column("value", LargeBinary, nullable=False),
     Column("accepted_us", BigInteger, nullable=False),
+    Column("key", LargeBinary, nullable=True, comment="as bytes: a foreign key may hold what no text column takes"),
+    Column("size", BigInteger, nullable=False, server_default="0", comment="bytes as it came; value may be a part"),
+    Column("held", BigInteger, nullable=False, server_default="0", comment="what the entry counts against the bound"),
+    Column("replayed_us", BigInteger, nullable=False, server_default="0", comment="0: never"),
+    Column("replayed_as", Text, nullable=False, server_default="", comment="the coordinate of the replay, as text"),
     Index("rejected_coordinate", "log_id", "topic", "partition", "offset", unique=True),
 )
 

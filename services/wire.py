@@ -7,11 +7,14 @@ does not fit raises WireError with a reason that is counted and kept in the quar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 
+from services import document
+from services.document import UNREADABLE
 from services.domain import (
     NO_PROPERTIES,
     TOPIC_EVENTS,
@@ -19,24 +22,31 @@ from services.domain import (
     TOPIC_SLATES,
     Event,
     ItemChange,
-    Message,
     Operation,
     Outgoing,
     Pick,
     Reason,
-    Rejected,
     Slate,
     WireError,
     to_us,
 )
-from services.fields import aware, check_id, check_item_fields, id_text, number_of, parse_time, properties_of
+from services.fields import (
+    aware,
+    check_id,
+    check_item_fields,
+    check_properties,
+    id_text,
+    number_of,
+    parse_time,
+    properties_of,
+)
 
 VERSION = 1
 BYTES_MAX = 64 * 1024
 FUTURE_CLAMPED = timedelta(minutes=5)
 OLDEST = datetime(1995, 1, 1, tzinfo=UTC)
-UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, OverflowError, RecursionError)
-"""What reading foreign bytes may raise: no JSON, another shape, a number that no float holds, a too deep nesting."""
+AMOUNT_KINDS = frozenset({"view", "play", "read", "cart", "purchase"})
+"""Their value is an amount (seconds, a share, money): never negative. A rating's scale may have a negative half."""
 
 EVENT_ALIASES: Mapping[str, tuple[str, ...]] = {
     "user_id": ("userId", "UserId", "user", "visitorId", "uid"),
@@ -65,6 +75,8 @@ class WireEvent(msgspec.Struct, omit_defaults=True):
     request_id: str | None = None
     session_id: str | None = None
     properties: dict[str, str] | None = None
+    accepted_at: datetime | None = None
+    replay_of: str | None = None
 
 
 class WireItem(msgspec.Struct, omit_defaults=True):
@@ -75,6 +87,8 @@ class WireItem(msgspec.Struct, omit_defaults=True):
     operation: Operation
     updated_at: datetime
     fields: dict[str, object] = {}
+    accepted_at: datetime | None = None
+    replay_of: str | None = None
 
 
 class WirePick(msgspec.Struct, omit_defaults=True):
@@ -100,6 +114,7 @@ class WireSlate(msgspec.Struct, omit_defaults=True):
     degraded: list[str] = []
     items_as_of_us: int = 0
     features: bytes = b""
+    replay_of: str | None = None
 
 
 _event_decoder = msgspec.json.Decoder(WireEvent)
@@ -112,24 +127,29 @@ _encoder = msgspec.json.Encoder()
 
 
 def decode_event(value: bytes, accepted_at: datetime) -> Event:
-    """The event in a message. Lateness and future are judged against `accepted_at`, never against a clock here."""
-    _check_size(value)
+    """The event in a message. Lateness and future are judged against `accepted_at`, never against a clock here; a
+    message that came into the log later than it was accepted (spooled, replayed) says itself when that was."""
     try:
         wire = _event_decoder.decode(value)
     except UNREADABLE:
-        return parse_event(_decode_object(value), accepted_at)
+        return parse_event(document.object_of(value), accepted_at)
+    if _encoder.encode(wire) != value:  # not as we write it: it may hold what no reader should guess at
+        document.check(value)
     if wire.v != VERSION:
         raise WireError("unknown_version", f"v={wire.v}, this reader knows {VERSION}")
     for name in ("event_id", "user_id", "item_id", "kind"):
         check_id(name, getattr(wire, name))
-    return _event(wire, accepted_at)
+    for name, given in (("request_id", wire.request_id), ("session_id", wire.session_id)):
+        if given is not None:
+            check_id(name, given)
+    if wire.properties:
+        check_properties(wire.properties)
+    return _event(wire, accepted_at if wire.accepted_at is None else min(aware(wire.accepted_at), accepted_at))
 
 
 def parse_event(fields: Mapping[str, object], accepted_at: datetime) -> Event:
     """An event from a mapping with our field names or their aliases (an API body, an import row, a foreign message)."""
-    version = fields.get("v", VERSION)
-    if version != VERSION:
-        raise WireError("unknown_version", f"v={version!r}, this reader knows {VERSION}")
+    check_version(fields)
     ours = {_OURS[name]: given for name, given in fields.items() if name in _OURS and given is not None}
     user_id, item_id = id_text(ours, "user_id"), id_text(ours, "item_id")
     kind = id_text(ours, "kind") if "kind" in ours else "click"
@@ -159,28 +179,54 @@ def derived_event_id(wire: WireEvent, ordinal: int = 0) -> str:
 
 
 def decode_item(value: bytes, accepted_at: datetime) -> ItemChange:
-    """The item change in a message; `updated_at` is capped at `accepted_at`."""
-    _check_size(value)
+    """The item change in a message; `updated_at` is capped at `accepted_at` and is that where none is given."""
     try:
         wire = _item_decoder.decode(value)
-    except UNREADABLE as error:
-        _decode_object(value)  # says truncated or not an object, where that is the cause
-        raise WireError("bad_item", str(error)) from None
+    except UNREADABLE:
+        wire = _item_of(document.object_of(value), accepted_at)
+    else:
+        if _encoder.encode(wire) != value:
+            document.check(value)
     if wire.v != VERSION:
         raise WireError("unknown_version", f"v={wire.v}, this reader knows {VERSION}")
     check_id("item_id", wire.item_id)
+    if wire.accepted_at is not None:
+        accepted_at = min(aware(wire.accepted_at), accepted_at)
     updated_at = min(aware(wire.updated_at), accepted_at)
+    if updated_at < OLDEST:
+        raise WireError("too_old", f"updated_at {updated_at.isoformat()} is before {OLDEST.date()}")
     return ItemChange(wire.item_id, wire.operation, check_item_fields(wire.fields), updated_at, accepted_at)
 
 
-def decode_slate(value: bytes) -> Slate:
-    """The slate in a message."""
+def _item_of(found: Mapping[str, object], accepted_at: datetime) -> WireItem:
+    """An item change from an object that is not quite as it is written; says which field is wrong."""
+    check_version(found)
+    operation, fields = found.get("operation"), found.get("fields", {})
+    if operation is None:
+        raise WireError("missing_operation", "operation is required")
+    if operation not in ("put", "patch", "delete"):
+        raise WireError("bad_operation", "operation must be put, patch or delete")
+    if not isinstance(fields, dict):
+        raise WireError("bad_fields", f"fields must be an object, not {type(fields).__name__}")
+    updated_at = found.get("updated_at")
+    return WireItem(
+        VERSION, id_text(found, "item_id"), operation,
+        accepted_at if updated_at is None else parse_time(updated_at, "updated_at"), fields,
+    )  # fmt: skip
+
+
+def decode_slate(value: bytes, accepted_at: datetime | None = None) -> Slate:
+    """The slate in a message; its time is judged against `accepted_at` where that is given."""
     try:
         wire = _slate_decoder.decode(value)
     except UNREADABLE as error:
+        check_version(document.object_of(value))
         raise WireError("bad_slate", str(error)) from None
+    if _encoder.encode(wire) != value:
+        document.check(value)
     if wire.v != VERSION:
         raise WireError("unknown_version", f"v={wire.v}, this reader knows {VERSION}")
+    _check_slate(wire, accepted_at)
     picks = tuple(
         Pick(p.item_id, rank, p.score, p.source, Reason(p.reason_kind, tuple(p.reason_items), p.reason_text))  # type: ignore[arg-type]
         for rank, p in enumerate(wire.items)
@@ -200,30 +246,40 @@ def decode_slate(value: bytes) -> Slate:
     )
 
 
-def decode_events(messages: Iterable[Message]) -> tuple[list[tuple[Message, Event]], list[Rejected]]:
-    """Every message of the events topic as an event or as a rejected one, in order; other topics are passed over."""
-    events: list[tuple[Message, Event]] = []
-    rejected: list[Rejected] = []
-    for message in messages:
-        if message.coordinate.topic != TOPIC_EVENTS:
-            continue
-        try:
-            events.append((message, decode_event(message.value, message.accepted_at)))
-        except WireError as error:
-            rejected.append(reject(message, error))
-    return events, rejected
+def _check_slate(wire: WireSlate, accepted_at: datetime | None) -> None:
+    check_id("request_id", wire.request_id)
+    if wire.user_id is not None:
+        check_id("user_id", wire.user_id)
+    if min(wire.user_row_time_us, wire.items_as_of, wire.items_as_of_us) < 0:
+        raise WireError("negative_time", "user_row_time_us, items_as_of and items_as_of_us are never negative")
+    seen = set[str]()
+    for pick in wire.items:
+        check_id("item_id", pick.item_id)
+        if not math.isfinite(pick.score):
+            raise WireError("not_finite", f"the score of {pick.item_id!r} is {pick.score}")
+        if pick.item_id in seen:
+            raise WireError("duplicate_item", f"{pick.item_id!r} has two places")
+        seen.add(pick.item_id)
+    asked_at = aware(wire.asked_at)
+    if accepted_at is not None and asked_at - accepted_at > FUTURE_CLAMPED:
+        raise WireError("future", f"asked_at {asked_at.isoformat()} is over 5 min after it was accepted")
+    if asked_at < OLDEST:
+        raise WireError("too_old", f"asked_at {asked_at.isoformat()} is before {OLDEST.date()}")
 
 
-def reject(message: Message, error: WireError) -> Rejected:
-    """The quarantine entry of a message that raised `error`."""
-    return Rejected(message.coordinate, error.reason, error.detail, message.value, message.accepted_at)
+def check_version(found: Mapping[str, object]) -> None:
+    """WireError where a message names a version that this reader does not know."""
+    version = found.get("v", VERSION)
+    if isinstance(version, bool) or version != VERSION:
+        raise WireError("unknown_version", f"v={version!r}, this reader knows {VERSION}")
 
 
 # --------------------------------------------------------------------------------------------- writing
 
 
-def encode_event(event: Event) -> Outgoing:
-    """The message of an event, keyed by its user."""
+def encode_event(event: Event, accepted_at: datetime | None = None, replay_of: str | None = None) -> Outgoing:
+    """The message of an event, keyed by its user. `accepted_at`: when, if that is before the log takes it;
+    `replay_of`: the place of the message that it stands for."""
     wire = WireEvent(
         VERSION,
         event.event_id,
@@ -235,17 +291,20 @@ def encode_event(event: Event) -> Outgoing:
         event.request_id,
         event.session_id,
         dict(event.properties) or None,
+        accepted_at,
+        replay_of,
     )
     return Outgoing(TOPIC_EVENTS, event.user_id, _encoder.encode(wire))
 
 
-def encode_item(change: ItemChange) -> Outgoing:
-    """The message of an item change, keyed by its item."""
-    wire = WireItem(VERSION, change.item_id, change.operation, change.updated_at, dict(change.fields))
+def encode_item(change: ItemChange, accepted_at: datetime | None = None, replay_of: str | None = None) -> Outgoing:
+    """The message of an item change, keyed by its item; the rest as for an event."""
+    fields = dict(change.fields)
+    wire = WireItem(VERSION, change.item_id, change.operation, change.updated_at, fields, accepted_at, replay_of)
     return Outgoing(TOPIC_ITEMS, change.item_id, _encoder.encode(wire))
 
 
-def encode_slate(slate: Slate) -> Outgoing:
+def encode_slate(slate: Slate, replay_of: str | None = None) -> Outgoing:
     """The message of a served slate, keyed by its user (by its request where there is none)."""
     picks = [
         WirePick(p.item_id, p.score, p.source, p.reason.kind, list(p.reason.item_ids), p.reason.text)
@@ -263,6 +322,7 @@ def encode_slate(slate: Slate) -> Outgoing:
         list(slate.degraded),
         slate.items_as_of_us,
         slate.features,
+        replay_of,
     )
     return Outgoing(TOPIC_SLATES, slate.user_id or slate.request_id, _encoder.encode(wire))
 
@@ -278,6 +338,9 @@ def _event(wire: WireEvent, accepted_at: datetime) -> Event:
         occurred_at = accepted_at
     if occurred_at < OLDEST:
         raise WireError("too_old", f"occurred_at {occurred_at.isoformat()} is before {OLDEST.date()}")
+    value = None if wire.value is None else number_of(wire.value)
+    if value is not None and value < 0 and wire.kind in AMOUNT_KINDS:
+        raise WireError("negative_value", f"the value of {wire.kind} is an amount, not {value:g}")
     return Event(
         wire.event_id,
         wire.user_id,
@@ -285,25 +348,8 @@ def _event(wire: WireEvent, accepted_at: datetime) -> Event:
         wire.kind,
         occurred_at,
         accepted_at,
-        None if wire.value is None else number_of(wire.value),
+        value,
         wire.request_id,
         wire.session_id,
         wire.properties or NO_PROPERTIES,
     )
-
-
-def _check_size(value: bytes) -> None:
-    if len(value) > BYTES_MAX:
-        raise WireError("oversized", f"{len(value)} bytes, the limit is {BYTES_MAX}")
-    if not value:
-        raise WireError("empty", "no bytes")
-
-
-def _decode_object(value: bytes) -> dict[str, object]:
-    try:
-        decoded = msgspec.json.decode(value)
-    except UNREADABLE as error:
-        raise WireError("not_json", str(error)) from None
-    if not isinstance(decoded, dict):
-        raise WireError("not_an_object", f"a JSON {type(decoded).__name__}")
-    return decoded

@@ -14,21 +14,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from sqlalchemy import Engine, select
 
-from services.bus.embedded import EmbeddedBus
 from services.domain import ReleaseInfo, ReleaseInvalid, SettingsInvalid
 from services.items import ItemTable
-from services.ports import Bus, Consumer, EventSink, FeatureStore, LogView, SlateLog
+from services.ports import Consumer, EventSink, FeatureStore, LogView, SlateLog
 from services.recommend import Stages
-from services.settings import Settings
+from services.settings import Settings, without_secrets
 from services.tables import erasures, open_database
 
 if TYPE_CHECKING:
     from models.release import ModelRelease
     from services.archive.parts import ParquetArchive
     from services.archive.rejected import SqlQuarantine
-    from services.bus.kafka import KafkaBus
+    from services.bus.embedded import EmbeddedBus
     from services.candidates.vectors import ItemVectors
     from services.catalogue.cards import SqlCatalogue
     from services.catalogue.live import ItemFeed
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from services.training.registry import SqlRegistry
 
 ERASED_FOR_S = 2.0
-KAFKA_MARK = "bus.kafka"
-"""A file that says that a home is an instance, where no log lies in it."""
+log = structlog.get_logger()
 
 
 def now() -> datetime:
@@ -61,26 +60,18 @@ class Home:
         return engine
 
     @cached_property
-    def bus(self) -> Bus:
+    def bus(self) -> EmbeddedBus:
         """The log."""
+        from services.bus.embedded import EmbeddedBus
+
         s = self.settings
-        bus = self.kafka if s.bus == "kafka" else EmbeddedBus(
+        bus = EmbeddedBus(
             s.home / "bus.db", s.bus_partitions, s.bus_busy_timeout_ms, s.bus_retention_hours, now=now,
             session_s=s.bus_session_s,
         )  # fmt: skip
         bus.open()
-        if s.bus == "kafka":
-            (s.home / KAFKA_MARK).touch()
         self._closers.append(bus.close)
         return bus
-
-    @cached_property
-    def kafka(self) -> KafkaBus:
-        """Kafka as the settings say, not opened."""
-        from services.bus.kafka import KafkaBus
-        from services.bus.kafka_client import choices_of
-
-        return KafkaBus(choices_of(self.settings), now)
 
     @property
     def sink(self) -> EventSink:
@@ -98,7 +89,7 @@ class Home:
         from services.features.store import open_feast
 
         s = self.settings
-        return open_feast(s.home, read_wait_ms=s.store_deadline_ms, write_wait_ms=s.bus_busy_timeout_ms)
+        return open_feast(s.home, s.store_deadline_ms, s.bus_busy_timeout_ms, online=online_config(s))
 
     @cached_property
     def features(self) -> FeastFeatureStore:
@@ -108,6 +99,18 @@ class Home:
         store = FeastFeatureStore(self.feast)
         self._closers.append(store.close)
         return store
+
+    def refuse_volatile(self) -> None:
+        """SettingsInvalid where the online store may lose rows that consumers were told are written."""
+        reasons = self.features.what_it_may_lose()
+        if not reasons:
+            return
+        if not self.settings.redis_allow_volatile:
+            raise SettingsInvalid(
+                f"redis_url={without_secrets(self.settings.redis_url)!r} is refused: {'; '.join(reasons)}. "
+                "redis_allow_volatile (--allow-volatile) starts all the same"
+            )
+        log.warning("volatile_store", reasons=reasons)
 
     @cached_property
     def history(self) -> FeastHistory:
@@ -128,7 +131,8 @@ class Home:
         """Messages that could not be read."""
         from services.archive.rejected import SqlQuarantine
 
-        return SqlQuarantine(self.engine)
+        s = self.settings
+        return SqlQuarantine(self.engine, s.quarantine_entry_bytes_max, s.quarantine_bytes_max)
 
     @cached_property
     def catalogue(self) -> SqlCatalogue:
@@ -175,6 +179,7 @@ class Home:
             case "features":
                 from services.features.consumer import FeaturesConsumer
 
+                self.refuse_volatile()
                 return FeaturesConsumer(self.features, s.kind_rules(), now, s.features_cache_users, self.erased)
             case "trends":
                 from services.catalogue.live import write_parts
@@ -276,4 +281,22 @@ def feast_command(settings: Settings) -> tuple[list[str], dict[str, str], Path]:
     from services.features.store import REPO, feast_environment
 
     settings.home.mkdir(parents=True, exist_ok=True)
-    return [str(Path(sys.executable).with_name("feast"))], feast_environment(settings.home), REPO
+    environment = feast_environment(settings.home, online_config(settings))
+    return [str(Path(sys.executable).with_name("feast"))], environment, REPO
+
+
+def forget_elsewhere(settings: Settings) -> None:
+    """Delete what an instance keeps outside its home: its rows in Redis."""
+    if settings.online_store == "redis":
+        with open_home(settings) as home:
+            home.features.forget_online()
+
+
+def online_config(settings: Settings) -> dict[str, Any]:
+    """The online store that the settings choose, as Feast is told of it."""
+    from services.features.store import redis_online, sqlite_online
+
+    s = settings
+    if s.online_store == "redis":
+        return redis_online(s.redis_url, s.redis_key_prefix, s.redis_batch_max, s.redis_connections_max)
+    return sqlite_online(s.home)

@@ -37,7 +37,6 @@ from services.domain import (
     Partition,
     Pick,
     Reason,
-    Rejected,
     Slate,
     UserState,
     WireError,
@@ -47,6 +46,7 @@ from services.features.history import MemoryHistory
 from services.items import Payload, StatsPart, decode_part
 from services.memory import MemoryArchive, MemoryFeatureStore, MemoryQuarantine
 from services.ports import Archive
+from services.quarantine import Entry
 from services.settings import DEFAULT_KINDS
 from services.tables import items_live, open_database, trend_covisits, trend_hours
 from services.trends.consumer import TrendsConsumer, TrendsSettings
@@ -263,7 +263,7 @@ def _changes(messages: Iterable[Message]) -> list[tuple[Coordinate, ItemChange]]
 
 
 def _answer(
-    archive: Archive, quarantined: Sequence[tuple[int, Rejected]], rows: Iterable[UserState], engine: Engine,
+    archive: Archive, quarantined: Sequence[Entry], rows: Iterable[UserState], engine: Engine,
     cards: Iterable[ItemCard],
 ) -> Answer:  # fmt: skip
     parts = select(items_live.c.item_id, items_live.c.payload).where(items_live.c.part == "stats")
@@ -272,7 +272,8 @@ def _answer(
         stats = {row.item_id: decode_part("stats", row.payload) for row in connection.execute(parts)}
         covisits = {row.item_id: row.total for row in connection.execute(select(trend_covisits))}
     ends_us = (1 + max(row.hour for row in hours)) * HOUR_US
-    rejected = {each.coordinate: (each.reason, each.value) for _, each in quarantined}
+    each_rejected = (entry.rejected for entry in quarantined)
+    rejected = {each.coordinate: (each.reason, each.value) for each in each_rejected}
     assert len(rejected) == len(quarantined), "the quarantine holds a message twice"
     return Answer(
         events=list(archive.events(*EVER)),

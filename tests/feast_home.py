@@ -8,14 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from services.features.store import open_feast
+from services.features.store import open_feast, redis_online
 
 
-def feast_at(home: Path) -> Any:
-    """An open store whose state lies under `home`."""
+def feast_at(home: Path, redis_url: str = "", read_wait_ms: int = 1000) -> Any:
+    """An open store whose state lies under `home`, its online rows in Redis where an address is given."""
     if not home.exists():
         shutil.copytree(_applied(), home)
-    return open_feast(home)
+    return open_feast(home, read_wait_ms, online=redis_online(redis_url, "freshrank") if redis_url else None)
 
 
 @cache

@@ -10,23 +10,14 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from feast.infra.key_encoding_utils import serialize_entity_key
-from feast.infra.online_stores.helpers import compute_table_id
 from feast.infra.online_stores.online_store import OnlineStore
-from feast.protos.feast.types.Value_pb2 import Map, ValueType
 from feast.repo_config import FeastConfigBaseModel
 
 from feature_repo.stores.faults import StoreDown
-
-Row: TypeAlias = tuple[Any, dict[str, Any], datetime, datetime | None]
-"""As Feast hands it over: entity key, feature values, event time, created."""
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+from feature_repo.stores.rows import Read, Row, key_of, moment_of, pack_values, table_of, unpack_values, us_of
 
 
 class SqliteOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
@@ -40,7 +31,7 @@ class SqliteOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
 
 
 class SqliteOnlineStore(OnlineStore):  # type: ignore[misc]
-    """One table per feature view: key, row time in µs, all features in one protobuf map."""
+    """One table per feature view: key, row time in µs, all features packed."""
 
     def __init__(self) -> None:
         self._mine = threading.local()
@@ -49,10 +40,21 @@ class SqliteOnlineStore(OnlineStore):  # type: ignore[misc]
 
     def online_read(
         self, config: Any, table: Any, entity_keys: Sequence[Any], requested_features: Sequence[str] | None = None
-    ) -> list[tuple[datetime | None, dict[str, Any] | None]]:
+    ) -> list[Read]:
         """The newest row of each key, in the order asked; `(None, None)` for one that has none."""
+        rows = self.read_packed(config, table, entity_keys)
+        return [
+            (moment_of(row[0]), unpack_values(row[1], table, requested_features)) if row else (None, None)
+            for row in rows
+        ]
+
+    def read_packed(self, config: Any, table: Any, entity_keys: Sequence[Any]) -> list[tuple[int, bytes] | None]:
+        """The newest row of each key as it is stored: row time in µs and the packed features; None where there is
+        none."""
+        statement = f"SELECT ts, d FROM {_table(config, table)} WHERE k = ?"
         try:
-            return self._read(config, table, entity_keys, requested_features)
+            connection = self._connection(config, "reads", config.online_store.read_wait_ms)
+            return [connection.execute(statement, (key_of(config, key),)).fetchone() for key in entity_keys]
         except sqlite3.Error as error:
             raise StoreDown(f"{config.online_store.path} cannot be read: {error}") from error
 
@@ -64,20 +66,20 @@ class SqliteOnlineStore(OnlineStore):  # type: ignore[misc]
             f"INSERT INTO {_table(config, table)} (k, ts, d) VALUES (?, ?, ?) "
             "ON CONFLICT (k) DO UPDATE SET ts = excluded.ts, d = excluded.d WHERE excluded.ts >= ts"
         )
-        rows = [(_key(config, key), _us(at), _packed(values)) for key, values, at, _ in data]
+        rows = [(key_of(config, key), us_of(at), pack_values(values)) for key, values, at, _ in data]
         self._in_transaction(config, lambda connection: connection.executemany(statement, rows))
         if progress:
             progress(len(rows))
 
     def write_if_unchanged(
-        self, config: Any, table: Any, data: Sequence[tuple[Any, Any, int]], expected_us: Sequence[int]
+        self, config: Any, table: Any, data: Sequence[tuple[Any, bytes, int]], expected_us: Sequence[int]
     ) -> tuple[int, ...]:
-        """Write each row (entity key, protobuf map of its features, row time in µs) whose stored row time is what is
-        expected (0: there is none); the places of those refused. Durable on return, in one transaction."""
+        """Write each row (entity key, packed features, row time in µs) whose stored row time is what is expected
+        (0: there is none); the places of those refused. Durable on return, in one transaction."""
         name = _table(config, table)
         first = f"INSERT INTO {name} (ts, d, k) VALUES (?, ?, ?) ON CONFLICT (k) DO NOTHING"
         again = f"UPDATE {name} SET ts = ?, d = ? WHERE k = ? AND ts = ?"
-        rows = [(at_us, values.SerializeToString(), _key(config, key)) for key, values, at_us in data]
+        rows = [(at_us, features, key_of(config, key)) for key, features, at_us in data]
         refused: list[int] = []
 
         def write(connection: sqlite3.Connection) -> None:
@@ -89,6 +91,10 @@ class SqliteOnlineStore(OnlineStore):  # type: ignore[misc]
 
         self._in_transaction(config, write)
         return tuple(refused)
+
+    def what_it_may_lose(self, config: Any) -> tuple[str, ...]:  # noqa: ARG002
+        """Why rows that were written may be gone later: they may not."""
+        return ()
 
     def update(
         self,
@@ -126,22 +132,6 @@ class SqliteOnlineStore(OnlineStore):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------ inside
 
-    def _read(
-        self, config: Any, table: Any, entity_keys: Sequence[Any], requested: Sequence[str] | None
-    ) -> list[tuple[datetime | None, dict[str, Any] | None]]:
-        connection = self._connection(config, "reads", config.online_store.read_wait_ms)
-        statement = f"SELECT ts, d FROM {_table(config, table)} WHERE k = ?"
-        found: list[tuple[datetime | None, dict[str, Any] | None]] = []
-        for key in entity_keys:
-            row = connection.execute(statement, (_key(config, key),)).fetchone()
-            if row is None:
-                found.append((None, None))
-            else:
-                values = Map.FromString(row[1]).val
-                names = values if requested is None else [name for name in requested if name in values]
-                found.append((EPOCH + timedelta(microseconds=row[0]), {name: values[name] for name in names}))
-        return found
-
     def _in_transaction(self, config: Any, work: Callable[[sqlite3.Connection], object]) -> None:
         try:
             connection = self._connection(config, "writes", config.online_store.write_wait_ms)
@@ -173,38 +163,4 @@ class SqliteOnlineStore(OnlineStore):  # type: ignore[misc]
 
 
 def _table(config: Any, view: Any) -> str:
-    name: str = compute_table_id(config.project, view, config.registry.enable_online_feature_view_versioning)
-    return '"' + name.replace('"', "") + '"'
-
-
-def _key(config: Any, entity_key: Any) -> bytes:
-    """Feast's serialised key. A key of one text, which all of ours are, is laid out here in a quarter of the time."""
-    if len(entity_key.join_keys) == 1 and config.entity_key_serialization_version == 3:
-        value = entity_key.entity_values[0]
-        if value.WhichOneof("val") == "string_val":
-            return text_key(entity_key.join_keys[0], value.string_val)
-    key: bytes = serialize_entity_key(entity_key, config.entity_key_serialization_version)
-    return key
-
-
-def text_key(name: str, value: str) -> bytes:
-    """What Feast makes of a key of one text (version 3); a test holds the two equal."""
-    encoded = value.encode()
-    return _key_head(name) + len(encoded).to_bytes(4, "little") + encoded
-
-
-@cache
-def _key_head(name: str) -> bytes:
-    encoded = name.encode()
-    text = ValueType.STRING.to_bytes(4, "little")
-    return (1).to_bytes(4, "little") + text + len(encoded).to_bytes(4, "little") + encoded + text
-
-
-def _packed(values: dict[str, Any]) -> bytes:
-    packed: bytes = Map(val=values).SerializeToString()
-    return packed
-
-
-def _us(moment: datetime) -> int:
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return (aware - EPOCH) // timedelta(microseconds=1)
+    return '"' + table_of(config, view).replace('"', "") + '"'

@@ -56,6 +56,7 @@ def fill_distinct(home: Path) -> None:
 
 def _consume_here(home: Path) -> float:
     """Events a second of the features consumer from its first message on."""
+    from services import heap
     from services.consume import consume
     from services.domain import TOPIC_EVENTS
     from services.settings import load_settings
@@ -72,9 +73,10 @@ def _consume_here(home: Path) -> float:
         def finished() -> bool:
             return sum(opened.view.committed("features", TOPIC_EVENTS).values()) >= total
 
-        started = time.perf_counter()
-        consume(source, part, finished, records_max=BATCH, wait_s=0.05)
-        return total / (time.perf_counter() - started)
+        with heap.settled():  # as `run_consumer` does
+            started = time.perf_counter()
+            consume(source, part, finished, records_max=BATCH, wait_s=0.05)
+            return total / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from services.api.refusals import Refusals
 from services.api.runtime import Runtime
 from services.api.schemas import ItemBody, ItemFields, ItemsAnswer, ProblemAnswer
 from services.domain import TOPIC_ITEMS, Coordinate, ItemChange, Operation, Outgoing, WireError, from_us, to_us
-from services.fields import ID_LENGTH_MAX, check_item_fields, parse_time
+from services.fields import check_id, check_item_fields, parse_time
 from services.signals import COUNTERS, decayed
-from services.wire import encode_item
+from services.wire import VERSION, encode_item
 
 ID_NAMES = ("item_id", "itemId", "ItemId", "item", "id")
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -102,7 +102,7 @@ def _take(
     messages, refused = parse_each(found, lambda fields: _message(fields, operation, item_id, accepted_at))
     coordinates = runtime.sink.publish(messages) if messages else ()
     if refused:
-        refusals.keep(TOPIC_ITEMS, found, refused)
+        refusals.keep(TOPIC_ITEMS, [_as_sent(record, operation, item_id) for record in found], refused)
     return coordinates, refused
 
 
@@ -122,12 +122,22 @@ def _message(
     return encode_item(change)
 
 
+def _as_sent(record: object, operation: Operation, item_id: str | None) -> object:
+    """A record as the quarantine keeps it: as the message it would have been, so that it can be mended and replayed."""
+    if not isinstance(record, dict):
+        return record
+    fields = {name: value for name, value in record.items() if name not in (*ID_NAMES, "updated_at")}
+    named = [record[name] for name in ID_NAMES if name in record]
+    times = {"updated_at": record["updated_at"]} if "updated_at" in record else {}
+    given = item_id if item_id is not None else next(iter(named), None)
+    return {"v": VERSION, "item_id": given, "operation": operation, **times, "fields": fields}
+
+
 def _named_id(named: list[object]) -> str:
     given = str(named[0]).strip() if named and isinstance(named[0], str | int) else ""
     if not given:
         raise WireError("missing_item_id", "item_id is required")
-    if len(given) > ID_LENGTH_MAX or "\x00" in given:
-        raise WireError("bad_item_id", f"item_id must have 1 to {ID_LENGTH_MAX} characters, none of them NUL")
+    check_id("item_id", given)
     return given
 
 

@@ -12,7 +12,8 @@ from starlette.responses import Response
 from services.api.problems import Problem
 from services.api.recommendations import json_response
 from services.api.runtime import Run, Runtime
-from services.domain import TOPIC_EVENTS, TOPIC_ITEMS, TOPIC_SLATES, TOPICS, Metric, Rejected, ReleaseInfo
+from services.domain import TOPIC_EVENTS, TOPIC_ITEMS, TOPIC_SLATES, TOPICS, Metric, ReleaseInfo
+from services.quarantine import Entry, Wanted
 from services.telemetry import LAG, exposition
 
 GROUP_TOPICS = {
@@ -57,10 +58,16 @@ def _add_releases(routes: APIRouter, runtime: Runtime) -> None:
 
 def _add_rejected(routes: APIRouter, runtime: Runtime) -> None:
     @routes.get("/v1/rejected", tags=["quarantine"])
-    def rejected(limit: Many = 50, after: Annotated[int, Parameter(ge=0)] = 0) -> Response:
+    def rejected(
+        limit: Many = 50,
+        after: Annotated[int, Parameter(ge=0)] = 0,
+        reason: Annotated[str | None, Parameter(description="Only entries with this reason.")] = None,
+        topic: Annotated[str | None, Parameter(description="Only entries of this topic.")] = None,
+    ) -> Response:
         """Messages that could not be read, with their bytes and the reason; `after` pages on."""
-        found = [_rejected(number, each) for number, each in runtime.quarantine.list(limit, after)]
-        return json_response({"count": dict(runtime.quarantine.count()), "rejected": found})
+        found = runtime.quarantine.list(limit, after, Wanted(reason, topic))
+        told = {"count": dict(runtime.quarantine.count()), "forgotten": runtime.quarantine.forgotten()}
+        return json_response(told | {"rejected": [_rejected(entry) for entry in found]})
 
 
 def _add_health(routes: APIRouter, runtime: Runtime) -> None:
@@ -112,10 +119,11 @@ def _metric(metric: Metric) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _rejected(number: int, each: Rejected) -> dict[str, object]:
+def _rejected(entry: Entry) -> dict[str, object]:
+    each = entry.rejected
     return {
-        "number": number, "reason": each.reason, "detail": each.detail, "accepted_at": each.accepted_at,
+        "number": entry.number, "reason": each.reason, "detail": each.detail, "accepted_at": each.accepted_at,
         "log_id": each.coordinate.log_id, "topic": each.coordinate.topic,
         "partition": each.coordinate.partition, "offset": each.coordinate.offset,
-        "value": each.value.decode(errors="replace"),
+        "value": each.value.decode(errors="replace"), "size": each.size, "replayed_at": entry.replayed_at,
     }  # fmt: skip

@@ -12,7 +12,8 @@ import structlog
 from services.api.bodies import Refused, records
 from services.api.problems import Problem
 from services.api.runtime import Runtime
-from services.domain import Coordinate, Rejected, StageUnavailable, to_us
+from services.domain import Coordinate, StageUnavailable, to_us
+from services.quarantine import Rejected
 from services.telemetry import EVENTS_REJECTED
 from services.wire import BYTES_MAX
 
@@ -49,12 +50,13 @@ class Refusals:
         kept, size = list[Rejected](), 0
         now = self._runtime.now()
         for each in refused[:KEPT_MAX]:
-            value = _bytes_of(found[each.index])[:BYTES_MAX]
+            came = _bytes_of(found[each.index])
+            value = came[:BYTES_MAX]
             size += len(value)
             if size > KEPT_BYTES_MAX:
                 break
             place = Coordinate(LOG_ID, topic, 0, self._number(now))
-            kept.append(Rejected(place, each.reason, each.detail, value, now))
+            kept.append(Rejected(place, each.reason, each.detail, value, now, None, len(came)))
         try:
             self._runtime.quarantine.add(kept)
         except StageUnavailable as error:

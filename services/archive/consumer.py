@@ -7,21 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from services import wire
-from services.domain import (
-    TOPIC_ITEMS,
-    TOPIC_SLATES,
-    TOPICS,
-    Batch,
-    Coordinate,
-    Event,
-    ItemChange,
-    Message,
-    Partition,
-    Rejected,
-    Slate,
-    WireError,
-)
+from services import intake
+from services.domain import TOPICS, Batch, Message, Partition
 from services.ports import Archive, EventSource, Quarantine
 from services.telemetry import EVENTS_REJECTED
 
@@ -80,14 +67,17 @@ class ArchiveConsumer:
 
     def _flush(self) -> Mapping[Partition, int]:
         """1. quarantine, 2. archive, 3. say what is done. The held messages stay until both have taken them."""
-        events, slates, items, rejected = decoded(self._held)
+        read = intake.read(self._held)
+        events = [(message.coordinate, event) for message, event in read.events]
+        slates = [(message.coordinate, slate) for message, slate in read.slates]
         self._refused = True
-        self._quarantine.add(rejected)
-        self._archive.append(events, slates, items)
-        for each in rejected:
+        self._quarantine.add(read.rejected)
+        self._archive.append(events, slates, read.items)
+        for each in read.rejected:
             EVENTS_REJECTED.labels("stream", each.reason).inc()
         done = Batch(tuple(self._held)).next_offsets()
-        log.info("archived", events=len(events), slates=len(slates), items=len(items), rejected=len(rejected))
+        counts = {"slates": len(slates), "items": len(read.items), "rejected": len(read.rejected)}
+        log.info("archived", events=len(events), **counts)
         self._held, self._refused = [], False
         return done
 
@@ -97,28 +87,3 @@ class ArchiveConsumer:
             return messages
         known = {message.coordinate for message in self._held}
         return [message for message in messages if message.coordinate not in known]
-
-
-Decoded = tuple[
-    list[tuple[Coordinate, Event]], list[tuple[Coordinate, Slate]], list[tuple[Coordinate, ItemChange]], list[Rejected]
-]
-
-
-def decoded(messages: Sequence[Message]) -> Decoded:
-    """Every message as what its topic holds, or as a rejected one, in order."""
-    events: list[tuple[Coordinate, Event]] = []
-    slates: list[tuple[Coordinate, Slate]] = []
-    items: list[tuple[Coordinate, ItemChange]] = []
-    rejected: list[Rejected] = []
-    for message in messages:
-        c = message.coordinate
-        try:
-            if c.topic == TOPIC_SLATES:
-                slates.append((c, wire.decode_slate(message.value)))
-            elif c.topic == TOPIC_ITEMS:
-                items.append((c, wire.decode_item(message.value, message.accepted_at)))
-            else:
-                events.append((c, wire.decode_event(message.value, message.accepted_at)))
-        except WireError as error:
-            rejected.append(wire.reject(message, error))
-    return events, slates, items, rejected

@@ -31,7 +31,7 @@ from services.domain import (
     from_us,
     to_us,
 )
-from services.fields import ID_LENGTH_MAX, check_item_fields
+from services.fields import check_id, check_item_fields
 from services.ports import EventSink
 
 if TYPE_CHECKING:
@@ -262,8 +262,7 @@ def _item_message(fields: Fields, now: datetime, first_us: Mapping[str, int], sh
     given = dict(fields)
     item_id = given.pop("item_id", None)
     item_id = str(item_id).strip() if isinstance(item_id, str | int) else ""
-    if not item_id or len(item_id) > ID_LENGTH_MAX or "\x00" in item_id:
-        raise WireError("bad_item_id", f"item_id must have 1 to {ID_LENGTH_MAX} characters, none of them NUL")
+    check_id("item_id", item_id)
     checked = dict(check_item_fields(given))
     if isinstance(published_at := checked.get("published_at"), datetime):
         seen_us = first_us.get(item_id, to_us(published_at))

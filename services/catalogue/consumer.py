@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from services import wire
+from services import intake
 from services.catalogue.vectors import TextVectors
 from services.domain import TOPIC_ITEMS, Batch, Coordinate, ItemChange, Partition, WireError
 from services.ports import Catalogue, EventSource
@@ -30,7 +30,7 @@ class CatalogueConsumer:
         changes: list[tuple[Coordinate, ItemChange]] = []
         for message in batch.messages:
             try:
-                changes.append((message.coordinate, wire.decode_item(message.value, message.accepted_at)))
+                changes.append((message.coordinate, intake.read_item(message)))
             except WireError as error:
                 EVENTS_REJECTED.labels(where=self.name, reason=error.reason).inc()
         if self._catalogue.apply(changes):

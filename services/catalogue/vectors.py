@@ -7,6 +7,8 @@ today's. So a restart loses nothing, and another encoder embeds everything anew.
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -28,6 +30,9 @@ CACHE_MAX = 4096
 AHEAD_MAX = 2048
 """Cards read ahead from the queue; a card that comes meanwhile ends the round after the running batch."""
 IDLE_S = 5.0
+NICE = 10
+"""A backlog of texts is minutes of arithmetic: events that come meanwhile go first. On Linux a thread has a
+niceness of its own."""
 RETRY_S = 2.0
 _LOCK = "vectors_write"
 _log = structlog.get_logger()
@@ -120,6 +125,8 @@ class TextVectors:
     # ------------------------------------------------------------------------------------------- inside
 
     def _work(self) -> None:
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while not self._closing.is_set():
             self._woken.clear()
             try:

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from services.commands.edge import Json, answer, existing, settings_of
-from services.commands.look import GROUPS
 
-if TYPE_CHECKING:
-    from services.settings import Settings
-
-MARKS = ("bus.db", "bus.kafka", "meta.db", "online.db", "registry.db", "run.lock")
+MARKS = ("bus.db", "meta.db", "online.db", "registry.db", "run.lock")
 """A folder with one of these is a home; anything else is never deleted."""
 DATABASES = ("meta.db", "online.db", "registry.db")
 FOLDERS = ("offline", "archive", "releases", "runs")
 TRIES = 3
-TOPICS_STAY = (
-    "Kafka keeps the topics {prefix}freshrank.*; the consumers have forgotten how far they were, so the next run reads"
-    " again what is there. Delete the topics, or set another kafka_prefix, to begin with nothing."
-)
-LOG_IS_ELSEWHERE = (
-    "The log is on Kafka and not in the copy. Kafka also keeps how far the consumers are: before the copy is used they"
-    " must read again what it lacks, which is harmless. offsets.json in it says where each stood."
-)
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +39,7 @@ def reset(
 ) -> None:
     """Delete all state.
 
-    Events, features, releases, everything under the home.
+    Events, features, releases, everything under the home; user rows in Redis, too.
     """
     from services import wiring
     from services.domain import BadRequest
@@ -67,13 +54,9 @@ def reset(
         if not yes and not typer.confirm(f"Delete everything under {home}?"):
             raise BadRequest("nothing was deleted")
         with RunLock(home):
-            if settings.bus == "kafka":
-                with closing(wiring.Home(settings).kafka) as log:
-                    log.forget()
+            wiring.forget_elsewhere(settings)
             wipe(home)
     told = f"Everything under {home} is deleted." if existed else f"There is nothing at {home}; nothing was deleted."
-    if existed and settings.bus == "kafka":
-        told += f" {TOPICS_STAY.format(prefix=settings.kafka_prefix)}"
     answer(as_json, {"deleted": home if existed else None}, lambda: _say(told))
 
 
@@ -99,34 +82,26 @@ def backup(
     """
     from services.domain import BadRequest
 
-    settings = existing(settings_of(context))
-    home = settings.home
+    home = existing(settings_of(context)).home
     if target.exists():
         raise BadRequest(f"{target} exists already; name a new folder")
     half = target.with_name(target.name + ".half")
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)
-    with _log_held(settings) as offsets:
+    with _log_held(home / "bus.db"):
         for name in DATABASES:
             if (home / name).exists():
                 _copy_database(home / name, half / name)
         for name in FOLDERS:
             if (home / name).exists():
                 _copy_folder(home / name, half / name)
-        if offsets is None:
-            _copy_database(home / "bus.db", half / "bus.db")
-        else:
-            (half / "bus.kafka").touch()
-            (half / "offsets.json").write_text(json.dumps(offsets, indent=1) + "\n")
+        _copy_database(home / "bus.db", half / "bus.db")
     half.rename(target)
-    elsewhere = f" {LOG_IS_ELSEWHERE}" if settings.bus == "kafka" else ""
     size = sum(each.stat().st_size for each in target.rglob("*") if each.is_file())
     answer(
         as_json,
         {"home": home, "backup": target, "bytes": size},
-        lambda: _say(
-            f"{home} is copied to {target} ({size / 1e6:.1f} MB). FRESHRANK_HOME={target} uses it.{elsewhere}"
-        ),
+        lambda: _say(f"{home} is copied to {target} ({size / 1e6:.1f} MB). FRESHRANK_HOME={target} uses it."),
     )
 
 
@@ -143,33 +118,14 @@ def feast(context: typer.Context) -> None:
 
 
 @contextmanager
-def _log_held(settings: Settings) -> Iterator[dict[str, int] | None]:
-    """No offset in the copy is newer than the stores' copies.
-
-    A log in the home accepts and commits nothing meanwhile. Kafka goes on: where its consumers stood before the copy
-    began, by group, topic and partition.
-    """
-    if settings.bus == "kafka":
-        yield _offsets(settings)
-        return
-    connection = sqlite3.connect(settings.home / "bus.db", timeout=10, isolation_level=None)
+def _log_held(path: Path) -> Iterator[None]:
+    """Nothing is accepted or committed meanwhile, so no offset in the copy is newer than the stores' copies."""
+    connection = sqlite3.connect(path, timeout=10, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")
-        yield None
+        yield
     finally:
         connection.close()
-
-
-def _offsets(settings: Settings) -> dict[str, int]:
-    from services import wiring
-
-    with wiring.open_home(settings) as home:
-        return {
-            f"{group} {partition.topic} {partition.number}": offset
-            for group in GROUPS
-            for topic in home.view.topics(group)
-            for partition, offset in home.view.committed(group, topic).items()
-        }
 
 
 def _copy_database(path: Path, target: Path) -> None:

@@ -45,9 +45,10 @@ def retrain(
             "release_id": verdict.release_id,
             "promoted": verdict.promoted,
             "reason": verdict.reason,
+            "learned_from": verdict.learned_from,
             "metrics": verdict.metrics,
         },
-        lambda: say(f"Release {verdict.release_id} is {outcome}: {verdict.reason}"),
+        lambda: say(f"Release {verdict.release_id} is {outcome}: {verdict.reason}\n{verdict.learned_from}".rstrip()),
     )
 
 

@@ -1,4 +1,4 @@
-"""recommend, user, rejected, status, settings: what the instance knows and how it is."""
+"""recommend, user, status, settings: what the instance knows and how it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from services.commands.edge import Fields, Json, age, answer, checked_user, existing, moment, now, settings_of, table
 
 if TYPE_CHECKING:
-    from services.domain import Coordinate, Slate, UserState
+    from services.domain import Slate, UserState
     from services.ports import Catalogue, LogView
     from services.settings import Settings
 
@@ -31,7 +31,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(epilog="Example: freshrank recommend user-7 --limit 5")(recommend)
     app.command(epilog="Example: freshrank user user-7")(user)
-    app.command(epilog="Example: freshrank rejected --limit 20 --json")(rejected)
     app.command(epilog="Example: freshrank status --json")(status)
     app.command(epilog="Example: freshrank settings --markdown")(settings)
 
@@ -78,34 +77,6 @@ def user(
     answer(as_json, fields, lambda: _print_user(state, titles, fields, limit))
 
 
-def rejected(
-    context: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, help="Most entries shown.")] = 20,
-    after: Annotated[int, typer.Option(min=0, help="Only entries with a number above this one.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Messages that could not be read.
-
-    Each is kept whole: reason, place and bytes.
-    """
-    from services import wiring
-
-    with wiring.open_home(existing(settings_of(context))) as home:
-        entries = home.quarantine.list(limit, after)
-        counts = dict(home.quarantine.count())
-    rows = [
-        (n, each.reason, each.detail, place_of(each.coordinate),
-         each.value[:200].decode(errors="backslashreplace"))
-        for n, each in entries
-    ]  # fmt: skip
-    names = ("number", "reason", "detail", "place", "value")
-    answer(
-        as_json,
-        {"counts": counts, "rejected": [dict(zip(names, row, strict=True)) for row in rows]},
-        lambda: table(f"{sum(counts.values())} rejected", names, rows),
-    )
-
-
 def status(context: typer.Context, as_json: Json = False) -> None:
     """How the instance is.
 
@@ -146,7 +117,7 @@ def settings(
     as_json: Json = False,
 ) -> None:
     """Every setting and its source."""
-    from services.settings import Settings, setting_sources, shown_value
+    from services.settings import Settings, setting_sources, without_secrets
 
     given = settings_of(context)
     if markdown:
@@ -154,7 +125,7 @@ def settings(
         return
     sources = setting_sources(given)
     rows = [
-        (name, _shown(shown_value(name, getattr(given, name))), sources[name], each.description or "")
+        (name, without_secrets(_shown(getattr(given, name))), sources[name], each.description or "")
         for name, each in Settings.model_fields.items()
     ]
     names = ("setting", "value", "from", "meaning")
@@ -233,11 +204,6 @@ def user_fields(state: UserState, titles: Mapping[str, str], limit: int) -> dict
     }  # fmt: skip
 
 
-def place_of(at: Coordinate) -> str:
-    """Where a message stands, or stood when the API refused it: such a one never came into the log."""
-    return f"{at.topic}, refused by the API" if at.log_id == "api" else f"{at.topic}/{at.partition}@{at.offset}"
-
-
 def lags_of(view: LogView) -> dict[str, int]:
     """Messages not yet taken in, by consumer."""
     return {
@@ -309,13 +275,11 @@ def _counts(fields: object) -> list[int]:
 
 
 def _shown(value: object) -> object:
-    if not isinstance(value, dict):
-        return value
-    return ", ".join(f"{key}={each}" if isinstance(each, str) else key for key, each in value.items())
+    return ", ".join(value) if isinstance(value, dict) else value
 
 
 def _markdown_default(value: object) -> str:
-    return "the kinds below" if value and isinstance(value, dict) else f"`{value}`"
+    return "the kinds below" if isinstance(value, dict) else f"`{value}`"
 
 
 def _kinds_table(model: type[Settings]) -> str:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,9 @@ of processor time with two threads on two busy cores, 200 with one), and an aren
 
 LOOK_S = 0.1
 JsonLine = Annotated[bool, typer.Option("--json", help="Print one line of JSON (url, pid, home) once it answers.")]
+AllowVolatile = Annotated[
+    bool, typer.Option("--allow-volatile", help="Start also on a Redis that may lose rows (redis_allow_volatile).")
+]
 WatchParent = Annotated[bool, typer.Option("--watch-parent", hidden=True)]
 
 
@@ -44,6 +47,7 @@ def run(
     context: typer.Context,
     port: Annotated[int | None, typer.Option(help="Wanted port of the API (default: the setting api_port).")] = None,
     logs: Annotated[Path | None, typer.Option(help="Folder for one log file per process (default: stderr).")] = None,
+    allow_volatile: AllowVolatile = False,
     as_json: JsonLine = False,
     watch_parent: WatchParent = False,
 ) -> None:
@@ -54,6 +58,7 @@ def run(
     from services.supervisor import RunLock, Supervisor, end_with_parent
     from services.telemetry import fresh_metrics
 
+    _allow_volatile(allow_volatile)
     settings = settings_of(context, "run", None)
     with RunLock(settings.home):
         wanted = settings.api_port if port is None else port
@@ -106,6 +111,7 @@ def consume(
     names: Annotated[list[str], typer.Argument(help=f"Consumers to run: {', '.join(CONSUMERS)}.", metavar="NAME...")],
     until_caught_up: Annotated[bool, typer.Option("--until-caught-up", help="End when nothing is left to do.")] = False,
     schedule: Annotated[bool, typer.Option("--schedule", help="Run the scheduler of retraining, too.")] = False,
+    allow_volatile: AllowVolatile = False,
     as_json: Json = False,
     watch_parent: WatchParent = False,
 ) -> None:
@@ -117,6 +123,7 @@ def consume(
     unknown = sorted(set(names) - set(CONSUMERS))
     if unknown:
         raise BadRequest(f"there is no consumer {unknown[0]!r}; there are {', '.join(CONSUMERS)}")
+    _allow_volatile(allow_volatile)
     settings = settings_of(context, "+".join(names), "warning" if until_caught_up else None)
     stopping = stop_on_signals()
     if watch_parent:
@@ -144,6 +151,7 @@ def _scheduler(settings: Settings, stopping: threading.Event) -> Iterator[None]:
 def serve(
     context: typer.Context,
     port: Annotated[int | None, typer.Option(help="Wanted port; the next free one is taken, and said.")] = None,
+    allow_volatile: AllowVolatile = False,
     as_json: JsonLine = False,
     quiet: Annotated[bool, typer.Option("--quiet", hidden=True)] = False,
     watch_parent: WatchParent = False,
@@ -156,11 +164,14 @@ def serve(
     from services.domain import SettingsInvalid, StageUnavailable
     from services.supervisor import end_with_parent
 
+    _allow_volatile(allow_volatile)
     settings = settings_of(context, "api", None)
     wanted = settings.api_port if port is None else port
     if watch_parent:
         end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     with wiring.open_home(settings) as home, bind(settings.api_host, wanted) as bound:
+        with suppress(StageUnavailable):  # away just now: it answers without user rows until the store is back
+            home.refuse_volatile()
         ready = partial(_tell_address, settings, wanted, port_of(bound), as_json, quiet)
         try:
             serve_app(create_app(processes.Instance(home)), bound, settings.api_drain_s, ready)
@@ -168,6 +179,12 @@ def serve(
             raise StageUnavailable(str(error)) from error
         finally:
             _forget_address(settings.home / "api.json")
+
+
+def _allow_volatile(on: bool) -> None:
+    """The option as the setting, for this process and those it starts."""
+    if on:
+        os.environ["FRESHRANK_REDIS_ALLOW_VOLATILE"] = "true"
 
 
 def _tell_address(settings: Settings, wanted: int, port: int, as_json: bool, quiet: bool) -> None:

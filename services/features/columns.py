@@ -1,4 +1,4 @@
-"""User rows as columns, for Feast: one arrow table for the history, protobuf values for the online store.
+"""User rows as columns, for Feast: one arrow table for the history, packed rows for the online store.
 
 Rows of one batch share most of their events, so the offline side works on the distinct ones and lets arrow repeat them.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
@@ -28,6 +28,7 @@ ITEM_COUNTS = tuple(
 )
 HISTORY_FEATURES = ("recent_items", "recent_us", "recent_kinds", "recent_weights", "row_time_us")
 
+NO_EVENTS: tuple[tuple[Any, ...], ...] = ((),) * len(Interaction._fields)
 _SEEN_BYTES = 4 + 8
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -239,53 +240,54 @@ def _concatenated(arrays: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
 
 
 class OnlineCodec:
-    """User rows as Feast's protobuf values and back. Made once Feast is imported; holds its message classes."""
+    """User rows as the online stores keep them and back. Made once Feast is imported; holds its message classes."""
 
     def __init__(self) -> None:
         from feast.protos.feast.types import EntityKey_pb2, Value_pb2
 
+        from feature_repo.definitions import user_behaviour
+        from feature_repo.stores.rows import layout_of, unpack_row
+
         self._entity_key = EntityKey_pb2.EntityKey
         self._value = Value_pb2.Value
-        self._map = Value_pb2.Map
+        self._layout = layout_of(user_behaviour)
+        self._unpack = unpack_row
 
     def key(self, name: str, entity_id: str) -> Any:
         """The entity key of one id."""
         return self._entity_key(join_keys=[name], entity_values=[self._value(string_val=entity_id)])
 
-    def encode(self, states: Sequence[UserState]) -> list[Any]:
-        """The feature values of each row, as a protobuf map by feature name."""
+    def encode(self, states: Sequence[UserState]) -> list[bytes]:
+        """Each row, packed."""
         row_time_us = _int64([state.row_time_us for state in states])
         scalars = [(name, column.tolist()) for name, column in derived(laid_out(states), row_time_us).items()]
-        rows = []
-        for place, state in enumerate(states):
-            row = self._map()
-            _fill(row.val, state)
-            for name, column in scalars:
-                row.val[name].float_val = column[place]
-            rows.append(row)
-        return rows
+        pack = self._layout.pack
+        return [
+            pack({**_columns(state), **{name: column[place] for name, column in scalars}})
+            for place, state in enumerate(states)
+        ]
 
-    def decode(self, user_id: str, values: Mapping[str, Any]) -> UserState:
-        """The row of these feature values."""
-        numbers = values["recent_values"].float_list_val.val
+    def decode(self, user_id: str, packed: bytes) -> UserState:
+        """The row that was packed."""
+        values = self._unpack(packed, self._layout)
         events = map(
             Interaction,
-            values["recent_us"].int64_list_val.val,
-            values["recent_keys"].int64_list_val.val,
-            values["recent_items"].string_list_val.val,
-            map(sys.intern, values["recent_kinds"].string_list_val.val),
-            [None if isnan(number) else number for number in numbers],
-            values["recent_weights"].float_list_val.val,
+            values["recent_us"],
+            values["recent_keys"],
+            values["recent_items"],
+            map(sys.intern, values["recent_kinds"]),
+            [None if isnan(number) else number for number in values["recent_values"]],
+            values["recent_weights"],
         )
-        hidden = zip(values["hidden_us"].int64_list_val.val, values["hidden_items"].string_list_val.val, strict=True)
+        hidden = zip(values["hidden_us"], values["hidden_items"], strict=True)
         return UserState(
             user_id,
             tuple(events),
             tuple(hidden),
-            unpack_seen(values["seen"].bytes_val),
-            values["first_seen_us"].int64_val,
-            values["row_time_us"].int64_val,
-            values["previous_row_time_us"].int64_val,
+            unpack_seen(values["seen"]),
+            values["first_seen_us"],
+            values["row_time_us"],
+            values["previous_row_time_us"],
         )
 
     def encode_items(self, counts: NDArray[np.float32], at_us: NDArray[np.int64]) -> list[dict[str, Any]]:
@@ -313,18 +315,20 @@ def unpack_seen(packed: bytes) -> tuple[tuple[int, int], ...]:
     return tuple(zip(numbers[:count], numbers[count:], strict=True))
 
 
-def _fill(values: Any, state: UserState) -> None:
-    """Put a row into a protobuf map in place: making the messages apart and handing them over costs twice as much."""
-    events, hidden = state.events, state.hidden
-    values["recent_items"].string_list_val.val.extend([each.item_id for each in events])
-    values["recent_us"].int64_list_val.val.extend([each.occurred_us for each in events])
-    values["recent_keys"].int64_list_val.val.extend([each.event_key for each in events])
-    values["recent_kinds"].string_list_val.val.extend([each.kind for each in events])
-    values["recent_values"].float_list_val.val.extend([nan if each.value is None else each.value for each in events])
-    values["recent_weights"].float_list_val.val.extend([each.weight for each in events])
-    values["hidden_items"].string_list_val.val.extend([item_id for _, item_id in hidden])
-    values["hidden_us"].int64_list_val.val.extend([at_us for at_us, _ in hidden])
-    values["seen"].bytes_val = pack_seen(state.seen)
-    values["first_seen_us"].int64_val = state.first_seen_us
-    values["row_time_us"].int64_val = state.row_time_us
-    values["previous_row_time_us"].int64_val = state.previous_row_time_us
+def _columns(state: UserState) -> dict[str, Any]:
+    hidden = state.hidden
+    occurred_us, keys, item_ids, kinds, given, weights = zip(*state.events, strict=True) if state.events else NO_EVENTS
+    return {
+        "recent_items": item_ids,
+        "recent_us": occurred_us,
+        "recent_keys": keys,
+        "recent_kinds": kinds,
+        "recent_values": [nan if each is None else each for each in given],
+        "recent_weights": weights,
+        "hidden_items": [item_id for _, item_id in hidden],
+        "hidden_us": [at_us for at_us, _ in hidden],
+        "seen": pack_seen(state.seen),
+        "first_seen_us": state.first_seen_us,
+        "row_time_us": state.row_time_us,
+        "previous_row_time_us": state.previous_row_time_us,
+    }

@@ -9,6 +9,7 @@ from datetime import datetime
 
 import structlog
 
+from services import intake
 from services.domain import (
     TOPIC_EVENTS,
     Batch,
@@ -21,8 +22,7 @@ from services.domain import (
 )
 from services.features.fold import fold_each, interaction
 from services.ports import EventSource, FeatureStore
-from services.telemetry import EVENTS_DUPLICATE, EVENTS_LATE, ROWS_REFUSED
-from services.wire import decode_events
+from services.telemetry import EVENTS_DUPLICATE, EVENTS_LATE, ROWS_LOST, ROWS_REFUSED
 
 ATTEMPTS_MAX = 50
 log = structlog.get_logger()
@@ -65,7 +65,7 @@ class FeaturesConsumer:
         if not batch.messages:
             return {}
         started = time.perf_counter()
-        by_user = self._interactions(event for _, event in decode_events(batch.messages)[0])
+        by_user = self._interactions(event for _, event in intake.read(batch.messages).events)
         rows = refused = 0
         while by_user:
             assert refused < ATTEMPTS_MAX, f"{refused} writes of {len(by_user)} rows were refused one after the other"
@@ -114,12 +114,21 @@ class FeaturesConsumer:
     def _write(self, last: Sequence[UserState]) -> tuple[str, ...]:
         """Write the rows; the users whose row somebody else has written since it was read, to be folded again."""
         refused = self._store.write(last)
+        denied = set(refused)
         if refused:
             ROWS_REFUSED.inc(len(refused))
             self._stored.clear()
-        denied = set(refused)
+            self._look_for_losses({s.user_id: s.previous_row_time_us for s in last if s.user_id in denied})
         self._stored.keep(state for state in last if state.user_id not in denied)
         return refused
+
+    def _look_for_losses(self, followed_us: Mapping[str, int]) -> None:
+        """A stored row that is older than one that was stored before: the store has forgotten writes."""
+        stored = self._store.read_many(tuple(followed_us))
+        lost = sum(state.row_time_us < followed_us[state.user_id] for state in stored)
+        if lost:
+            ROWS_LOST.inc(lost)
+            log.error("store_lost_rows", rows=lost, mend="freshrank replay --consumer features --into live")
 
 
 class RowCache:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import json
 import os
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -80,16 +81,22 @@ def import_feast() -> ModuleType:
 
 
 def open_feast(
-    home: Path, read_wait_ms: int = 200, write_wait_ms: int = 5000, threads: int = 2, memory_limit: str = "2GB"
+    home: Path,
+    read_wait_ms: int = 200,
+    write_wait_ms: int = 5000,
+    threads: int = 2,
+    memory_limit: str = "2GB",
+    online: Mapping[str, Any] | None = None,
 ) -> Any:
     """The `feast.FeatureStore` of the repository with its state under `home`, registered. One per process.
 
-    `threads` and `memory_limit` bound a point-in-time join.
+    `threads` and `memory_limit` bound a point-in-time join. `online`: as `sqlite_online` or `redis_online` give it.
     """
     feast = import_feast()
     text = (REPO / "feature_store.yaml").read_text().replace("${FRESHRANK_HOME}", str(home))
     given: dict[str, Any] = importlib.import_module("yaml").safe_load(text)
-    given["online_store"] |= {"read_wait_ms": read_wait_ms, "write_wait_ms": write_wait_ms}
+    waits = {"read_wait_ms": read_wait_ms, "write_wait_ms": write_wait_ms}
+    given["online_store"] = {**(online or sqlite_online(home)), **waits}
     given["offline_store"] |= {"threads": threads, "memory_limit": memory_limit}
     home.mkdir(parents=True, exist_ok=True)
     config = importlib.import_module("feast.repo_config").RepoConfig(**given)
@@ -114,9 +121,23 @@ def apply_repo(store: Any) -> bool:
     return True
 
 
-def feast_environment(home: Path) -> dict[str, str]:
+def sqlite_online(home: Path) -> dict[str, Any]:
+    """User rows in a file of the home."""
+    return {"type": "feature_repo.stores.sqlite_online.SqliteOnlineStore", "path": str(home / "online.db")}
+
+
+def redis_online(url: str, key_prefix: str, batch_rows_max: int = 500, connections_max: int = 64) -> dict[str, Any]:
+    """User rows in Redis."""
+    return {
+        "type": "feature_repo.stores.redis_online.RedisOnlineStore", "url": url, "key_prefix": key_prefix,
+        "batch_rows_max": batch_rows_max, "connections_max": connections_max,
+    }  # fmt: skip
+
+
+def feast_environment(home: Path, online: Mapping[str, Any] | None = None) -> dict[str, str]:
     """The environment in which the `feast` command works on the repository (its folder is `REPO`)."""
-    return {**os.environ, "FRESHRANK_HOME": str(home)}
+    store = json.dumps(online or sqlite_online(home))  # JSON is YAML
+    return {**os.environ, "FRESHRANK_HOME": str(home), "FEAST_ONLINE_STORE": store}
 
 
 def _unchecked(target: Any = None, **_options: Any) -> Any:
@@ -154,12 +175,12 @@ class FeastFeatureStore:
         """FeatureStore."""
         keys = [self._codec.key(USER_KEY, user_id) for user_id in user_ids]
         try:
-            rows = self._provider.online_read(self._config, self._users, keys)
+            rows = self._online.read_packed(self._config, self._users, keys)
         except StoreDown as error:
             raise StageUnavailable(str(error)) from error
         return tuple(
-            self._codec.decode(user_id, values) if values else UserState(user_id)
-            for user_id, (_, values) in zip(user_ids, rows, strict=True)
+            self._codec.decode(user_id, row[1]) if row else UserState(user_id)
+            for user_id, row in zip(user_ids, rows, strict=True)
         )
 
     def write(self, states: Sequence[UserState]) -> tuple[str, ...]:
@@ -167,8 +188,8 @@ class FeastFeatureStore:
         if not states:
             return ()
         rows = [
-            (self._codec.key(USER_KEY, state.user_id), values, state.row_time_us)
-            for state, values in zip(states, self._codec.encode(states), strict=True)
+            (self._codec.key(USER_KEY, state.user_id), packed, state.row_time_us)
+            for state, packed in zip(states, self._codec.encode(states), strict=True)
         ]
         expected = [state.previous_row_time_us for state in states]
         try:
@@ -220,6 +241,23 @@ class FeastFeatureStore:
         history of `item_live`, durable on return."""
         if len(item_ids):
             self._append(self._live, live_table(item_ids, counts, at_us, written_us, created_at))
+
+    def what_it_may_lose(self) -> tuple[str, ...]:
+        """Why rows that were written may be gone later, a phrase each; empty where they may not."""
+        try:
+            phrases: tuple[str, ...] = self._online.what_it_may_lose(self._config)
+        except StoreDown as error:
+            raise StageUnavailable(str(error)) from error
+        return phrases
+
+    def forget_online(self) -> None:
+        """Delete every online row, of users and of items."""
+        from feature_repo import definitions as d
+
+        try:
+            self._online.teardown(self._config, (d.user_behaviour, d.item_stats, d.item_live), ())
+        except StoreDown as error:
+            raise StageUnavailable(str(error)) from error
 
     def close(self, wait_s: float = 30.0) -> None:
         """Let merges that run finish, then close the connections."""

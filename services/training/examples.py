@@ -9,6 +9,7 @@ draws them (the tower, trends, co-visits, new items).
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from services.training.columns import EventColumns
 ITEMS_ASKED_AT_ONCE = 200_000
 ASKED_AHEAD_SHARE = 0.25
 ASKED_AHEAD_US_MAX = 7 * DAY_US
+Counted = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""Item counts [R, C, COUNTS_WIDTH] and their stamps [R, C]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,19 +164,23 @@ def _asked(events: EventColumns, places: NDArray[np.int64], ahead_share: float, 
 def rows_of_requests(corpus: Corpus, history: FeatureHistory, requests: Requests, length: int) -> RequestRows:
     """The user rows at the moment of each request, and the newest `length` known events of each as a prefix."""
     user_ids = [corpus.events.user_ids[code] for code in requests.user_codes.tolist()]
-    users = history.users_at(user_ids, requests.asked_us)
+    return rows_known(corpus, history.users_at(user_ids, requests.asked_us), requests.asked_us, length)
+
+
+def rows_known(corpus: Corpus, users: UserRows, asked_us: NDArray[np.int64], length: int) -> RequestRows:
+    """User rows [R] with the newest `length` known events of each as a prefix, asked at `asked_us` [R]."""
     by_code = corpus.vocabulary.rows(users.item_ids) if users.item_ids else np.zeros(1, dtype=np.int64)
     rows = by_code[users.item_codes]
     actions = corpus.vocabulary.actions(users.kinds, users.kind_codes, users.weight)
     known = rows > 0
-    owners = np.repeat(np.arange(len(requests)), np.diff(users.offsets))[known]
-    first = np.searchsorted(owners, np.arange(len(requests)))
+    owners = np.repeat(np.arange(len(asked_us)), np.diff(users.offsets))[known]
+    first = np.searchsorted(owners, np.arange(len(asked_us)))
     newness = np.arange(len(owners)) - first[owners]  # 0: the newest known event
     kept = newness < length
     place = (owners[kept], length - 1 - newness[kept])
 
     def padded(values: NDArray[np.int64]) -> NDArray[np.int64]:
-        matrix = np.zeros((len(requests), length), dtype=np.int64)
+        matrix = np.zeros((len(asked_us), length), dtype=np.int64)
         matrix[place] = values[known][kept]
         return matrix
 
@@ -181,7 +188,7 @@ def rows_of_requests(corpus: Corpus, history: FeatureHistory, requests: Requests
         padded(rows).astype(np.int32),
         padded(actions).astype(np.int16),
         padded(users.occurred_us // SECOND_US),
-        requests.asked_us // SECOND_US,
+        asked_us // SECOND_US,
     )
     return RequestRows(prefixes, users)
 
@@ -196,9 +203,24 @@ def ranking_examples(
     retrieval_score: NDArray[np.float32],
 ) -> RankingExamples:
     """The requests with candidates `candidate_rows` int64 [R, C] (0: padding) and every ranking feature of each."""
-    prefixes = known.prefixes
     labels = (candidate_rows == requests.target_rows[:, None]) & (candidate_rows > 0)
-    features = feature_tensor(corpus, items, history, requests, known.users, candidate_rows)
+    counts = counts_of(corpus, history, requests, candidate_rows)
+    return examples_of(corpus, items, known, requests.asked_us, candidate_rows, labels, retrieval_score, counts)
+
+
+def examples_of(
+    corpus: Corpus,
+    items: ItemTable,
+    known: RequestRows,
+    asked_us: NDArray[np.int64],
+    candidate_rows: NDArray[np.int64],
+    labels: NDArray[Any],
+    retrieval_score: NDArray[np.float32],
+    counts: Counted,
+) -> RankingExamples:
+    """R requests asked at `asked_us` with candidates [R, C], their labels, scores and counts."""
+    prefixes = known.prefixes
+    features = feature_tensor(corpus, items, known.users, asked_us, candidate_rows, counts)
     return RankingExamples(
         prefixes.rows, prefixes.actions, prefixes.times_s, prefixes.now_s, candidate_rows.astype(np.int32), features,
         retrieval_score.astype(np.float32), labels.astype(np.float32),
@@ -206,24 +228,32 @@ def ranking_examples(
 
 
 def joined_examples(parts: list[RankingExamples]) -> RankingExamples:
-    """The requests of all parts, one after the other."""
+    """The requests of all parts, one after the other, padded to the most candidates of a request."""
+    width = max(part.candidate_rows.shape[1] for part in parts)
+    wide = {"candidate_rows", "features", "retrieval_score", "labels"}
+
+    def padded(part: RankingExamples, name: str) -> NDArray[Any]:
+        array: NDArray[Any] = getattr(part, name)
+        missing = width - array.shape[1] if name in wide else 0
+        return np.pad(array, [(0, 0), (0, missing), *[(0, 0)] * (array.ndim - 2)]) if missing else array
+
     names = [field.name for field in fields(RankingExamples)]
-    return RankingExamples(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return RankingExamples(*(np.concatenate([padded(part, name) for part in parts]) for name in names))
 
 
 def feature_tensor(
     corpus: Corpus,
     items: ItemTable,
-    history: FeatureHistory,
-    requests: Requests,
     users: UserRows,
+    asked_us: NDArray[np.int64],
     candidate_rows: NDArray[np.int64],
+    counted: Counted,
 ) -> NDArray[np.float32]:
     """The RANKING_FEATURES of each candidate as of the moment it is asked. float32 [R, C, F]"""
     requests_n, candidates_n = candidate_rows.shape
     candidates = items.block(("", *corpus.vocabulary.item_ids))
     in_rows = items.block(users.item_ids)
-    counts, stamps = counts_of(corpus, history, requests, candidate_rows)
+    counts, stamps = counted
     features = np.zeros((requests_n, candidates_n, len(RANKING_FEATURES)), dtype=np.float32)
     for number in range(requests_n):
         start, stop = int(users.offsets[number]), int(users.offsets[number + 1])
@@ -235,14 +265,14 @@ def feature_tensor(
             candidates.item_hash[rows], counts[number], stamps[number], candidates.published_us[rows],
             candidates.categories[rows],
         )  # fmt: skip
-        features[number] = ranking_features(row, block, int(requests.asked_us[number]))
+        features[number] = ranking_features(row, block, int(asked_us[number]))
     features[candidate_rows == 0] = 0.0
     return features
 
 
 def counts_of(
     corpus: Corpus, history: FeatureHistory, requests: Requests, candidate_rows: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+) -> Counted:
     """Item counts [R, C, COUNTS_WIDTH] and their stamps [R, C] as of the moment each request is asked.
 
     Counts are stamped at full hours, so the newest up to a time is the newest up to its hour: each (item, hour) is

@@ -53,6 +53,7 @@ from services.training.examples import (
 from services.training.gate import Gate, Slice, choose_cut, decide, slice_after
 from services.training.negatives import Pools, TowerScores, draw_candidates
 from services.training.schedule import spare_cores
+from services.training.served import Learned, ServedLists, ServedRules, learned_from, list_examples, nothing_served
 
 if TYPE_CHECKING:
     from services.recommend import Stages
@@ -71,13 +72,15 @@ LOGITS_MAX = 20_000_000
 @dataclass(frozen=True, slots=True)
 class Sources:
     """What a run reads, handed in. `events(until)` are all archived events before a time, as columns;
-    `items_at(before, cut_us)` is the item table as of the cut; `load` opens a published release."""
+    `items_at(before, cut_us)` is the item table as of the cut; `load` opens a published release; `served(since_us,
+    until_us, rules)` are the lists that were served, with what came of them."""
 
     events: Callable[[datetime], EventColumns]
     history: FeatureHistory
     items_at: Callable[[EventColumns, int], ItemTable]
     stages_for: StagesFor
     load: Callable[[ReleaseInfo], ModelRelease]
+    served: Callable[[int, int, ServedRules], ServedLists] = nothing_served
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ class Choices:
     gate: Gate = field(default_factory=Gate)
     cut_us: int | None = None
     model: ModelConfig | None = None
+    served: ServedRules = field(default_factory=ServedRules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         tower = fit_tower(
             older, corpus.vocabulary, corpus.text_vectors, config, self._progress, held_out, choices.device
         )
-        ranking, newest_tower = self._rounds(examples, tower, newest_us)
+        ranking, newest_tower, learned = self._rounds(examples, tower, newest_us)
         reranker = fit_reranker(tower, ranking, config, self._progress)
         tower = newest_tower
         notes = {
@@ -152,7 +156,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
             "tower_held_out_ndcg": tower.held_out_ndcg,
             "reranker_held_out_ndcg": reranker.held_out_ndcg,
             "reranker_retrieval_ndcg": reranker.retrieval_ndcg,
-            "sampled_negatives": 1.0,
+            **learned.notes(),
         }
         log.info("training_fitted", **notes)
         release_id = f"r{examples.now:%Y%m%d-%H%M%S}-{examples.now.microsecond:06d}"
@@ -176,7 +180,8 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         )
         standing = self._live_metrics(live, features, examples)
         promoted, reason = decide(pipeline, standing, popularity, faults)
-        return Verdict(challenger.release_id, promoted, reason, pipeline + (standing or ()) + others)
+        metrics = pipeline + (standing or ()) + others
+        return Verdict(challenger.release_id, promoted, reason, metrics, learned_from(challenger.manifest.notes))
 
     def store(self, challenger: ModelRelease, verdict: Verdict) -> ReleaseInfo:
         """TrainingParts."""
@@ -203,22 +208,45 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         examples = Examples(now, corpus_of(before, items), judged, items)
         return self.judge(self._sources.load(release), None, examples).metrics
 
-    def _rounds(self, examples: Examples, tower: FittedTower, newest_us: int) -> tuple[RankingExamples, FittedTower]:
-        """Ranking examples from `newest_us` to the cut, and the tower after it has learned from all of it."""
+    def _rounds(
+        self, examples: Examples, tower: FittedTower, newest_us: int
+    ) -> tuple[RankingExamples, FittedTower, Learned]:
+        """Ranking examples from `newest_us` to the cut, the tower after it has learned from all of it, and how many
+        examples came from where."""
         corpus, choices = examples.corpus, self._choices
         requests = requests_between(
             corpus, newest_us, examples.judged.cut_us, REQUESTS_MAX[choices.effort], choices.seed
         )
         if len(requests) < ROUNDS:
             raise BadRequest("hardly anybody took anything new lately: there is nothing to learn ranking from")
+        lists = self._sources.served(newest_us, examples.judged.cut_us, choices.served)
+        learned = Learned(lists, choices.served.lists_min)
         made = []
+        asked_before_us = newest_us
         for number, places in enumerate(np.array_split(np.arange(len(requests)), ROUNDS)):
-            made.append(self._ranking_examples(examples, tower, requests.take(places)))
+            sampled = self._ranking_examples(examples, tower, requests.take(places))
+            made.append(sampled)
+            learned.sampled += len(sampled)
             until_us = max(int(requests.asked_us[places[-1]]), newest_us)
             last = number == ROUNDS - 1
-            learned = corpus.sequences if last else corpus.sequences.before(until_us // SECOND_US)
-            tower = continue_tower(tower, learned, LAST_EPOCHS if last else 1, self._progress)
-        return joined_examples(made), tower
+            if learned.enough:
+                asked = (lists.asked_us >= asked_before_us) & (last | (lists.asked_us < until_us))
+                made += self._list_examples(examples, tower, lists.take(np.flatnonzero(asked)), learned)
+            asked_before_us = until_us
+            newer = corpus.sequences if last else corpus.sequences.before(until_us // SECOND_US)
+            tower = continue_tower(tower, newer, LAST_EPOCHS if last else 1, self._progress)
+        return joined_examples(made), tower, learned
+
+    def _list_examples(
+        self, examples: Examples, tower: FittedTower, lists: ServedLists, learned: Learned
+    ) -> list[RankingExamples]:
+        """The lists that can be learned from, as examples; counted in `learned`."""
+        if len(lists) == 0:
+            return []
+        history, length = self._sources.history, tower.config.history
+        made, left_out = list_examples(examples.corpus, examples.items, history, lists, length, _scores_of(tower))
+        learned.took(made, left_out)
+        return [made] if len(made) else []
 
     def _ranking_examples(self, examples: Examples, tower: FittedTower, requests: Requests) -> RankingExamples:
         corpus, choices = examples.corpus, self._choices

@@ -25,8 +25,8 @@ REPORT, METRICS = "report.md", "metrics.json"
 ORDER = ("hr@10", "ndcg@10", "mrr")
 PROTOCOL = """\
 Each user's first positive event after the cut, on an item new to them, is looked for in the list of the whole pipeline,
-asked at the cut with features frozen there; items taken before are left out. Baselines rank every item. Where no slates
-were logged, the reranker learned from candidates sampled from the sources: impressions of real lists would say more."""
+asked at the cut with features frozen there; items taken before are left out. Baselines rank every item. Sampled
+candidates stand where the sources would have proposed them: what was really shown and passed over says more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,7 @@ def report_text(
     if verdict is None:
         return "\n".join([*lines, "- state: failed", ""])
     lines += [f"- release: {verdict.release_id}", f"- promoted: {'yes' if verdict.promoted else 'no'}", ""]
+    lines += [verdict.learned_from, ""] if verdict.learned_from else []
     lines += ["## The judged slice", "", *_table(verdict.metrics), ""]
     lines += [PROTOCOL, ""]
     return "\n".join(lines)

@@ -13,7 +13,7 @@ import numpy as np
 import structlog
 from sqlalchemy import Connection, Engine
 
-from services import wire
+from services import intake
 from services.domain import (
     HOUR_US,
     SECOND_US,
@@ -25,7 +25,6 @@ from services.domain import (
     Message,
     Partition,
     Slate,
-    WireError,
     hash64,
     to_us,
 )
@@ -108,7 +107,7 @@ class TrendsConsumer:
         rules: KindRules,
         history: store.CountsHistory,
         write_parts: WriteParts,
-        log_id: Callable[[str], str],
+        log_id: Callable[[], str],
         now: Callable[[], datetime],
         settings: TrendsSettings = TrendsSettings(),
         erased: Callable[[], Mapping[str, int]] = dict,
@@ -136,13 +135,12 @@ class TrendsConsumer:
         """Load the state of the gained partitions and read on from where it ends. Their users may have met others."""
         self._source = source
         self._users.forget_stored()
-        log_ids = {topic: self._log_id(topic) for topic in {partition.topic for partition in gained}}
+        log_id = self._log_id()
         with self._engine.begin() as connection:
             stored = store.stored_partitions(connection)
             self._closed = next_number(connection, "trends_closed_hour", 0)
             for partition in gained:
-                log_id, before = log_ids[partition.topic], stored.get(partition)
-                self._owned[partition] = _owned(connection, partition, before, log_id, self._settings)
+                self._owned[partition] = _owned(connection, partition, stored.get(partition), log_id, self._settings)
         self._by_place = {(p.topic, p.number): owned for p, owned in self._owned.items()}
         source.seek({p: o.next_offset for p in gained if (o := self._owned[p]).next_offset > 0})
         self._flushed_us = self._flushed_us or to_us(self._now())
@@ -170,23 +168,16 @@ class TrendsConsumer:
 
     def _take(self, given: Sequence[Message]) -> None:
         messages = [message for message in given if self._is_news(message)]
-        events: list[tuple[Message, Event]] = []
-        slates: list[tuple[Message, Slate]] = []
-        erased = self._erased()
-        for message in messages:
-            try:
-                if message.coordinate.topic == TOPIC_EVENTS:
-                    events.append((message, wire.decode_event(message.value, message.accepted_at)))
-                else:
-                    slates.append((message, wire.decode_slate(message.value)))
-            except WireError as error:
-                EVENTS_REJECTED.labels(where=self.name, reason=error.reason).inc()
+        read = intake.read(messages)
+        events, erased = read.events, self._erased()
+        for each in read.rejected:
+            EVENTS_REJECTED.labels(where=self.name, reason=each.reason).inc()
         if erased:
-            events = [(m, e) for m, e in events if to_us(m.accepted_at) >= erased.get(e.user_id, 0)]
+            events = [(m, e) for m, e in events if to_us(e.accepted_at) >= erased.get(e.user_id, 0)]
         self._load_users(event.user_id for _, event in events)
         for message, event in events:
             self._take_event(self._partition_of(message), event)
-        for message, slate in slates:
+        for message, slate in read.slates:
             self._take_slate(self._partition_of(message), slate)
         for message in messages:
             owned = self._partition_of(message)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace as replaced
 
 from services.archive.parts import FOR_EVER, ParquetArchive
 from services.domain import Coordinate, Event, ItemChange, Pick, Reason, Slate, StageUnavailable, to_us
@@ -92,9 +92,11 @@ class ArchiveContract:
 
     def test_what_was_accepted_before_an_erasure_is_forgotten_and_later_events_are_not(self, made: Made) -> None:
         archive = made({"ann": to_us(NOW)})
-        after = replace(event("b", 2), accepted_at=NOW)
-        before = replace(event("a", 1), accepted_at=NOW - timedelta(microseconds=1))
-        archive.append([(at(0), before), (at(1), after), (at(2), replace(before, event_id="c", user_id="bob"))], [], [])
+        after = replaced(event("b", 2), accepted_at=NOW)
+        before = replaced(event("a", 1), accepted_at=NOW - timedelta(microseconds=1))
+        archive.append(
+            [(at(0), before), (at(1), after), (at(2), replaced(before, event_id="c", user_id="bob"))], [], []
+        )
         archive.append([], [(at(0, "freshrank.slates"), slate("r1", 1))], [])
         assert {e.event_id for e in archive.events(*FOR_EVER)} == {"b", "c"}
         assert list(archive.slates(*FOR_EVER)) == []
@@ -139,7 +141,7 @@ def test_merging_removes_erased_users_from_the_disk(tmp_path: Path) -> None:
     for n in range(63):
         archive.append([(at(n), event(f"{n:02}", 1, "ann" if n % 2 else "bob"))], [], [])
     erased["ann"] = to_us(NOW) + 1
-    archive.append([(at(63), replace(event("63", 1, "ann"), accepted_at=NOW + timedelta(seconds=1)))], [], [])
+    archive.append([(at(63), replaced(event("63", 1, "ann"), accepted_at=NOW + timedelta(seconds=1)))], [], [])
     erased.clear()
     kept = list(archive.events(*FOR_EVER))
     assert [e.event_id for e in kept if e.user_id == "ann"] == ["63"]

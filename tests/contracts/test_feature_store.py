@@ -149,10 +149,16 @@ class TestMemory(FeatureStoreContract):
         return Stores(store, history, history.append_item_stats, history.append_item_live)
 
 
-class TestFeast(FeatureStoreContract):
+class FeastContract(FeatureStoreContract):
+    """What Feast's store promises wherever it keeps its online rows."""
+
+    @abstractmethod
+    def opened(self, tmp_path: Path) -> Any:
+        """Feast on the home of this test, once more."""
+
     @pytest.fixture
     def stores(self, tmp_path: Path) -> Iterator[Stores]:
-        feast_store = feast_at(tmp_path / "home")
+        feast_store = self.opened(tmp_path)
         store = FeastFeatureStore(feast_store)
         history = FeastHistory(feast_store, rows_max=4)
         yield Stores(store, history, store.append_item_stats, store.append_item_live)
@@ -162,24 +168,11 @@ class TestFeast(FeatureStoreContract):
         stores.store.write([FULL])
         stores.store.append_history([FULL], NOW)
         stores.store.close()
-        again = feast_at(tmp_path / "home")
+        again = self.opened(tmp_path)
         assert FeastFeatureStore(again).read(FULL.user_id) == FULL
         rows = FeastHistory(again).users_at([FULL.user_id], np.array([FULL.row_time_us]))
         assert rows.row_time_us.tolist() == [FULL.row_time_us]
         again.provider.online_store.close()
-
-    def test_a_locked_store_is_unavailable_in_time_and_half_written_never(self, stores: Stores, tmp_path: Path) -> None:
-        store = FeastFeatureStore(feast_at(tmp_path / "home"))
-        store._config.online_store.write_wait_ms = 30
-        rival = sqlite3.connect(tmp_path / "home" / "online.db", isolation_level=None)
-        rival.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(StageUnavailable, match="locked"):
-            store.write([FULL])
-        assert store.read(FULL.user_id).is_stranger  # a writer does not block a reader
-        rival.execute("ROLLBACK")
-        assert store.write([FULL]) == ()
-        rival.close()
-        store.close()
 
     def test_a_history_folder_that_cannot_be_written_is_unavailable(self, stores: Stores, tmp_path: Path) -> None:
         (tmp_path / "home" / "offline").write_text("in the way")
@@ -190,7 +183,7 @@ class TestFeast(FeatureStoreContract):
         stores.store.write([fold(UserState("anna"), [event(1, "a"), event(2, "b")])])
         stores.append_item_stats(["x"], np.full((1, COUNTS_WIDTH), 2, np.float32), T0, NOW)
         stores.append_item_stats(["x"], np.full((1, COUNTS_WIDTH), 1, np.float32), T0 - 5, NOW)  # older: passed over
-        feast_store = feast_at(tmp_path / "home")
+        feast_store = self.opened(tmp_path)
         answer = feast_store.get_online_features(
             feast_store.get_feature_service("retrieval_v1"), [{"user_id": "anna"}]
         ).to_dict()
@@ -200,7 +193,7 @@ class TestFeast(FeatureStoreContract):
         feast_store.provider.online_store.close()
 
     def test_writers_that_race_for_one_row_lose_no_event(self, stores: Stores, tmp_path: Path) -> None:
-        rival = FeastFeatureStore(feast_at(tmp_path / "home"))
+        rival = FeastFeatureStore(self.opened(tmp_path))
         start = threading.Barrier(2)
         refusals: list[str] = []
 
@@ -222,3 +215,30 @@ class TestFeast(FeatureStoreContract):
         rival.close()
         assert sorted(each.occurred_us - T0 for each in state.events) == [*range(30), *range(100, 130)]
         assert refusals
+
+
+class TestFeastOnSqlite(FeastContract):
+    def opened(self, tmp_path: Path) -> Any:
+        return feast_at(tmp_path / "home")
+
+    def test_a_locked_store_is_unavailable_in_time_and_half_written_never(self, stores: Stores, tmp_path: Path) -> None:
+        store = FeastFeatureStore(feast_at(tmp_path / "home"))
+        store._config.online_store.write_wait_ms = 30
+        rival = sqlite3.connect(tmp_path / "home" / "online.db", isolation_level=None)
+        rival.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StageUnavailable, match="locked"):
+            store.write([FULL])
+        assert store.read(FULL.user_id).is_stranger  # a writer does not block a reader
+        rival.execute("ROLLBACK")
+        assert store.write([FULL]) == ()
+        rival.close()
+        store.close()
+
+
+class TestFeastOnRedis(FeastContract):
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_url: str) -> None:
+        self.redis_url = redis_url
+
+    def opened(self, tmp_path: Path) -> Any:
+        return feast_at(tmp_path / "home", self.redis_url)

@@ -27,10 +27,10 @@ from services.domain import (
     Metric,
     PartHealth,
     Partition,
-    Rejected,
     ReleaseInfo,
     StageUnavailable,
 )
+from services.quarantine import Rejected
 from services.settings import Settings
 from services.training.registry import RunInfo
 from services.wire import decode_event, decode_item
@@ -227,13 +227,16 @@ def test_what_is_refused_is_kept_with_its_bytes_and_reason_and_counted(
     assert client.post("/v1/events", json=body).status_code == 202
     assert is_problem(client.post("/v1/events", content=b"{broken"), 400, "bad-body")
     assert is_problem(client.put("/v1/items", json={"title": "no id"}), 422, "nothing-accepted")
-    kept = [entry for _, entry in runtime.quarantine.list(10)]
+    kept = [entry.rejected for entry in runtime.quarantine.list(10)]
     assert [(each.coordinate.topic, each.reason) for each in kept] == [
         (TOPIC_EVENTS, "future"), (TOPIC_EVENTS, "unknown_version"), (TOPIC_EVENTS, "oversized"),
         (TOPIC_EVENTS, "not_json"), (TOPIC_ITEMS, "missing_item_id"),
     ]  # fmt: skip
     assert (json.loads(kept[0].value), kept[3].value) == (far, b"{broken")
-    assert kept[2].value == json.dumps(large, separators=(",", ":")).encode()[:65536]
+    came = json.dumps(large, separators=(",", ":")).encode()
+    assert (kept[2].value, kept[2].size, kept[2].is_whole) == (came[:65536], len(came), False)
+    as_message = {"v": 1, "item_id": None, "operation": "put", "fields": {"title": "no id"}}
+    assert json.loads(kept[4].value) == as_message  # what is missing can be set, and the rest replayed
     assert {(each.coordinate.log_id, each.coordinate.partition) for each in kept} == {("api", 0)}
     events = [each.coordinate.offset for each in kept[:4]]
     assert events == sorted(set(events))
@@ -276,7 +279,7 @@ def test_one_event_a_named_list_and_ndjson_are_bodies_too(client: TestClient, ru
         2,
         [(1, "not_json")],
     )
-    assert [(each.reason, each.value) for _, each in runtime.quarantine.list(9)] == [("not_json", b"{broken")]
+    assert [(e.rejected.reason, e.rejected.value) for e in runtime.quarantine.list(9)] == [("not_json", b"{broken")]
     assert len(published(runtime, TOPIC_EVENTS)) == 5
 
 
@@ -381,7 +384,10 @@ def test_items_are_put_patched_and_deleted_by_message(client: TestClient, runtim
     many = [{"item_id": "a", "title": "A", "categories": ["x"]}, {"title": "no id"}, {"item_id": "b", "price": 3}]
     answer = client.put("/v1/items", json=many).json()
     assert answer["accepted"] == 1
-    assert [(each["index"], each["reason"]) for each in answer["rejected"]] == [(1, "missing_item_id"), (2, "bad_item")]
+    assert [(each["index"], each["reason"]) for each in answer["rejected"]] == [
+        (1, "missing_item_id"),
+        (2, "unknown_field"),
+    ]
     assert client.put("/v1/items/c%2Fd", json={"title": "C"}).status_code == 202
     patch = {"available": False, "updated_at": "2026-01-01T10:00:00Z"}
     assert client.patch("/v1/items/a", json=patch).status_code == 202
@@ -438,6 +444,8 @@ def test_releases_runs_and_the_quarantine_are_listed(client: TestClient, runtime
     assert answer["count"] == {"not_json": 1}
     assert (answer["rejected"][0]["number"], answer["rejected"][0]["value"]) == (1, "\ufffd{")
     assert client.get("/v1/rejected?after=1").json()["rejected"] == []
+    assert client.get("/v1/rejected?reason=future").json()["rejected"] == []
+    assert len(client.get(f"/v1/rejected?reason=not_json&topic={TOPIC_EVENTS}").json()["rejected"]) == 1
 
 
 def test_ready_follows_the_worst_part(client: TestClient, runtime: MemoryRuntime) -> None:

@@ -28,12 +28,12 @@ from services.domain import (
     Message,
     Outgoing,
     Partition,
-    Rejected,
     Slate,
     StageUnavailable,
 )
 from services.memory import MemoryArchive, MemoryBus, MemoryQuarantine
 from services.ports import Archive, EventSource, Quarantine
+from services.quarantine import Rejected
 from services.tables import open_database
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -154,7 +154,7 @@ def outcome(home: Path) -> tuple[list[str], list[str], list[str], list[tuple[str
     """What an outsider finds in a home: event ids, requests, items, rejected bytes, and what is left to do."""
     archive = ParquetArchive(home / "archive")
     engine = open_database(home / "meta.db")
-    rejected = sorted((each.coordinate.topic, each.value) for _, each in SqlQuarantine(engine).list(100))
+    rejected = sorted((e.rejected.coordinate.topic, e.rejected.value) for e in SqlQuarantine(engine).list(100))
     engine.dispose()
     bus = EmbeddedBus(home / "bus.db", 2, 5000, 24, now=lambda: NOW).open()
     view = bus.view()
@@ -223,7 +223,7 @@ class Failing(MemoryArchive):
 
 def batch(*offsets: int) -> Batch:
     value = wire.encode_event(click(1)).value
-    return Batch(tuple(Message(Coordinate("log", EVENTS, 0, offset), "ann", value, NOW) for offset in offsets))
+    return Batch(tuple(Message(Coordinate("log", EVENTS, 0, offset), "user-1", value, NOW) for offset in offsets))
 
 
 def held(archive: Archive, rows_max: int = 100, clock: Callable[[], float] = lambda: 0.0) -> ArchiveConsumer:

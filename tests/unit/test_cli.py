@@ -3,6 +3,7 @@ one sentence and a code. Called in-process; as a process where what is imported 
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -24,16 +25,17 @@ from services.archive.rejected import SqlQuarantine
 from services.cli import app, main
 from services.commands.edge import age
 from services.commands.look import markdown_page, print_slate, why_empty
-from services.domain import Coordinate, Outgoing, Pick, Reason, Rejected, Slate
+from services.domain import Coordinate, Outgoing, Pick, Reason, Slate
 from services.memory import MemoryBus
+from services.quarantine import Rejected
 from services.settings import Settings
 from services.supervisor import RunLock
 from services.tables import open_database
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "demo", "import", "run", "consume", "serve", "retrain", "evaluate", "recommend", "user", "rejected", "status",
-    "settings", "reset", "backup", "feast",
+    "demo", "import", "run", "consume", "serve", "retrain", "evaluate", "recommend", "user", "status",
+    "settings", "reset", "backup", "feast", "rejected",
 )  # fmt: skip
 HEAVY = ("feast", "torch", "faiss", "transformers", "pandas", "duckdb", "sqlalchemy", "fastapi", "numpy")
 
@@ -289,6 +291,93 @@ def test_rejected_says_where_each_message_stood(filled: Path, freshrank: Freshra
     assert fields["counts"] == {"future": 1, "not_json": 1}
     places = [each["place"] for each in fields["rejected"]]
     assert places == ["freshrank.events/3@7", "freshrank.events, refused by the API"]
+
+
+ESCAPING = b'{"user_id":"ann","item_id":"\x1b[2J\xff"}'
+TIMELESS = b'{"user_id":"ann","event_id":"e9","item_id":"","occurred_at":"2026-01-01T00:00:00Z"}'
+
+
+@pytest.fixture
+def with_rejected(filled: Path) -> Path:
+    """Three entries: bytes that a terminal would obey, an event without an item, a late item."""
+    engine = open_database(filled / "meta.db", 1000)
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    SqlQuarantine(engine).add(
+        [
+            Rejected(Coordinate("l1", "freshrank.events", 3, 7), "not_utf8", "x", ESCAPING, at, "ann"),
+            Rejected(Coordinate("l1", "freshrank.events", 3, 8), "empty_item_id", "x", TIMELESS, at, "ann"),
+            Rejected(Coordinate("l1", "freshrank.items", 0, 1), "not_json", "x", b"{", at + timedelta(days=1), "i"),
+        ]
+    )
+    engine.dispose()
+    return filled
+
+
+def numbers(told: Told) -> list[int]:
+    assert told.returncode == 0, told.stderr
+    return [each["number"] for each in json.loads(told.stdout)["rejected"]]
+
+
+def test_rejected_lists_by_reason_topic_and_time(with_rejected: Path, freshrank: Freshrank) -> None:
+    home = with_rejected
+    first, second, third = numbers(freshrank(home, "rejected", "--json"))
+    assert numbers(freshrank(home, "rejected", "list", "--json")) == [first, second, third]
+    assert numbers(freshrank(home, "rejected", "list", "--reason", "empty_item_id", "--json")) == [second]
+    assert numbers(freshrank(home, "rejected", "list", "--topic", "items", "--json")) == [third]
+    assert numbers(freshrank(home, "rejected", "list", "--since", "2026-01-02", "--json")) == [third]
+    assert numbers(freshrank(home, "rejected", "list", "--until", "2026-01-02", "--limit", "1", "--json")) == [first]
+    for bad in (("--topic", "nothing"), ("--since", "soon")):
+        told = freshrank(home, "rejected", "list", *bad)
+        assert (told.returncode, told.stderr.count("\n")) == (2, 1)
+
+
+def test_rejected_shows_bytes_so_that_a_terminal_only_shows_them(with_rejected: Path, freshrank: Freshrank) -> None:
+    number = numbers(freshrank(with_rejected, "rejected", "--json"))[0]
+    for command in (("rejected",), ("rejected", "show", str(number))):
+        told = freshrank(with_rejected, *command)
+        assert told.returncode == 0, told.stderr
+        assert "\x1b[2J" not in told.stdout
+        assert told.stdout.replace("\n", "").isprintable()
+    assert "\\x1b[2J\\xff" in told.stdout
+    fields = json.loads(freshrank(with_rejected, "rejected", "show", str(number), "--json").stdout)
+    assert base64.b64decode(fields["base64"]) == ESCAPING
+    assert (fields["reason"], fields["place"], fields["key"]) == ("not_utf8", "freshrank.events/3@7", "ann")
+    told = freshrank(with_rejected, "rejected", "show", "99")
+    assert (told.returncode, told.stderr) == (
+        2, "freshrank: there is no entry 99; `freshrank rejected list` shows what there is\n",
+    )  # fmt: skip
+
+
+def test_rejected_replays_once_what_was_set_given_or_edited(
+    with_rejected: Path, freshrank: Freshrank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = with_rejected
+    first, second, third = (str(number) for number in numbers(freshrank(home, "rejected", "--json")))
+    told = freshrank(home, "rejected", "replay", second)
+    assert (told.returncode, "it still cannot be read: empty_item_id" in told.stderr) == (2, True)
+    told = freshrank(home, "rejected", "replay", second, "--set", "item_id=i1", "--json")
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["replay_of"] == "l1/freshrank.events/3@8"
+    assert "was replayed at" in freshrank(home, "rejected", "replay", second, "--set", "item_id=i1").stderr
+    mended = tmp_path / "mended.json"
+    mended.write_bytes(b'{"user_id":"ann","event_id":"e8","item_id":"i2","occurred_at":"2025-12-31T00:00:00Z"}\n')
+    assert freshrank(home, "rejected", "replay", first, "--value-file", str(mended)).returncode == 0
+    monkeypatch.setenv("EDITOR", "false")
+    assert "nothing was replayed" in freshrank(home, "rejected", "replay", third, "--edit").stderr
+    item = '{"v":1,"item_id":"i9","operation":"put","fields":{"title":"Ninth"}}'
+    editor = tmp_path / "editor"
+    editor.write_text(f"#!/bin/sh\ngrep -qx '{{' \"$1\" && echo '{item}' > \"$1\"\n")
+    editor.chmod(0o755)
+    monkeypatch.setenv("EDITOR", str(editor))
+    told = freshrank(home, "rejected", "replay", third, "--edit")
+    assert told.returncode == 0, told.stderr
+    assert numbers(freshrank(home, "rejected", "list", "--open", "--json")) == []
+    told = freshrank(home, "consume", "features", "archive", "catalogue", "--until-caught-up", "--json")
+    assert told.returncode == 0, told.stderr
+    history = json.loads(freshrank(home, "user", "ann", "--json").stdout)["history"]
+    assert [each["item_id"] for each in history] == ["i1", "i2"]
+    counts = json.loads(freshrank(home, "rejected", "--json").stdout)["counts"]
+    assert sum(counts.values()) == 3  # the replayed ones were read
 
 
 def test_a_damaged_log_ends_with_one_sentence_and_code_1(filled: Path, freshrank: Freshrank) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from feast_home import feast_at
@@ -353,7 +354,7 @@ def test_over_feast_a_crash_between_any_two_steps_changes_nothing(
 
 def test_times_keep_their_microseconds(feast: tuple[FeastFeatureStore, FeastHistory, object]) -> None:
     store, history, _ = feast
-    odd = replace(event("u1", 1), occurred_at=from_us(1_600_000_000_123_457))
+    odd = msgspec.structs.replace(event("u1", 1), occurred_at=from_us(1_600_000_000_123_457))
     work(published([odd]), FeaturesConsumer(store, RULES, now))
     assert store.read("u1").row_time_us == 1_600_000_000_123_457
     rows = history.users_at(["u1", "u1"], np.array([1_600_000_000_123_456, 1_600_000_000_123_457]))

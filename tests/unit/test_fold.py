@@ -120,8 +120,8 @@ def test_kinds_enter_by_their_sign() -> None:
     assert interaction(event("never-declared"), RULES) is None
     expected = Interaction(1577836800000000, hash64("e"), "i", "rating", 6.0, 1.0)
     assert interaction(event("rating", 6.0), RULES) == expected
-    assert interaction(event("rating", 5.9), RULES) == replace(expected, weight=-1.0, value=5.900000095367432)
-    assert fold(ANNA, [replace(expected, weight=-1.0)]).seen == ()
+    assert interaction(event("rating", 5.9), RULES) == expected._replace(weight=-1.0, value=5.900000095367432)
+    assert fold(ANNA, [expected._replace(weight=-1.0)]).seen == ()
 
 
 def test_a_merge_is_the_union_after_both() -> None:

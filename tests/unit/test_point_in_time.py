@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.protos.feast.types.Value_pb2 import Map
 from feast_home import feast_at
 
 from feature_repo.definitions import COUNTS, item_stats, user_behaviour
 from feature_repo.stores.parquet_offline import declared_schema, folder_of
 from feature_repo.stores.parts_io import append_part, live_parts, merge_levels
-from feature_repo.stores.sqlite_online import text_key
-from services.domain import Interaction, UserState, from_us
+from feature_repo.stores.rows import text_key, unpack_values
+from services.domain import Interaction, UserState, from_us, hash64
 from services.features.columns import (
     HISTORY_FEATURES,
     ITEM_COUNTS,
@@ -165,6 +167,29 @@ def test_a_key_of_one_text_is_feasts(user_id: str) -> None:
     assert text_key("user_id", user_id) == serialize_entity_key(OnlineCodec().key("user_id", user_id), 3)
 
 
+def test_a_row_stored_before_rows_were_packed_is_read() -> None:
+    state = fold(UserState("a"), [Interaction(T0 + n, n, f"i{n}", "click", None, 1.0) for n in range(3)])
+    codec = OnlineCodec()
+    (row,) = codec.encode([state])
+    before = Map(val=unpack_values(row, user_behaviour)).SerializeToString()
+    assert codec.decode("a", before) == codec.decode("a", row) == state
+
+
+def test_a_full_row_is_small() -> None:
+    chance = random.Random(3)
+    kinds = (("click", 1.0), ("view", 0.5), ("purchase", 3.0))
+    events, at_us = [], T0
+    for number in range(64):  # an hour apart or so, every item another one: the costly case
+        at_us += int(chance.expovariate(1 / 3.6e9))
+        kind, weight = chance.choice(kinds)
+        events.append(Interaction(at_us, hash64(f"e{number}"), f"item-{number * 997}", kind, None, weight))
+    state = fold(UserState("a"), events)
+    assert len(state.seen) == 64
+    assert len(OnlineCodec().encode([state])[0]) < 2500
+    few = fold(UserState("b"), [replace(each, item_id=f"item-{place % 16}") for place, each in enumerate(events)])
+    assert len(OnlineCodec().encode([few])[0]) < 1600
+
+
 def test_the_registry_is_written_once(store: Any) -> None:
     assert apply_repo(store) is False
 
@@ -175,11 +200,12 @@ def test_the_columns_are_those_that_are_declared() -> None:
     assert set(item_table(["x"], counts_of(1), np.array([T0]), NOW).column_names) == set(
         declared_schema(item_stats).names
     )
-    (values,) = OnlineCodec().encode([state])
-    assert set(values.val) == {field.name for field in user_behaviour.features}
+    (row,) = OnlineCodec().encode([state])
+    values = unpack_values(row, user_behaviour)
+    assert set(values) == {field.name for field in user_behaviour.features}
     (counts,) = OnlineCodec().encode_items(counts_of(1), np.array([T0]))
     assert set(counts) == {field.name for field in item_stats.features}
-    assert set(HISTORY_FEATURES) <= set(values.val)
+    assert set(HISTORY_FEATURES) <= set(values)
     assert (
         ITEM_COUNTS == COUNTS == tuple(f"{counter}_{window}" for counter in COUNTERS for window in ("1h", "24h", "7d"))
     )

@@ -31,7 +31,7 @@ def test_all_four_consumers_take_in_everything_once_a_broken_message_too(tmp_pat
     with open_home(settings) as home:
         assert [each.item_id for each in home.features.read("ann").events] == ["lamp"]
         assert [e.event_id for e in home.archive.events(at - timedelta(days=1), now())] == ["e1"]
-        assert home.quarantine.count() == {"not_json": 1}
+        assert home.quarantine.count() == {"truncated": 1}
         items = home.items()
         assert (items.title("lamp"), items.vector("lamp") is not None) == ("Desk lamp", True)
         assert items.block(["lamp"]).counts[0, 4] == 1.0
