@@ -350,10 +350,18 @@ def run_scheduler(settings: Settings, stopped: Callable[[], bool]) -> None:
     every = timedelta(hours=settings.retrain_every_hours)
     command = (sys.executable, "-m", "services.cli", "retrain", "--json")
     environment = {"FRESHRANK_HOME": str(settings.home)}
-    with open_home(settings) as home:
-        child = ChildCommand(command, environment, settings.train_threads)
-        schedule = RetrainSchedule(str(home.engine.url), every, child)
+    child = ChildCommand(command, environment, settings.train_threads)
+
+    def begin() -> RetrainSchedule:
+        schedule = RetrainSchedule(home.engine, every, child)
         schedule.start(now() + every)
+        return schedule
+
+    with open_home(settings) as home:
+        try:
+            schedule = Patience("scheduler", AWAY, threading.Event()).call(begin, stopped)
+        except Stopped:
+            return
         while not stopped():
             time.sleep(WATCH_EVERY_S)
         schedule.stop()

@@ -71,6 +71,17 @@ class Settings(BaseSettings):
         False, description="Start also where Redis may lose rows: no appendonly file, or an eviction policy."
     )
 
+    database_url: str = Field(
+        "", description="PostgreSQL for metadata: postgresql://user:password@host/name; empty: SQLite in the home."
+    )
+    database_pool_max: int = Field(10, ge=1, description="Connections to PostgreSQL that a process keeps at most.")
+    database_connect_wait_ms: int = Field(3000, ge=1000, description="Longest wait for a connection to PostgreSQL.")
+    database_lock_wait_ms: int = Field(10_000, ge=1, description="Longest wait for a lock in PostgreSQL.")
+    database_statement_wait_ms: int = Field(15_000, ge=1, description="Longest wait for a statement in PostgreSQL.")
+    migrate_at_start: bool = Field(
+        True, description="Bring an older database up to date at start; else only `freshrank migrate up` does."
+    )
+
     api_host: str = Field("127.0.0.1", description="Address of the API; loopback only until keys exist.")
     api_port: int = Field(8080, ge=0, le=65535, description="Wanted port; the next free one is taken, and said.")
     api_body_bytes_max: int = Field(8 * 1024 * 1024, ge=1024, description="Largest request body.")
@@ -124,6 +135,13 @@ class Settings(BaseSettings):
     def _redis(cls, url: str) -> str:
         if not url.startswith(REDIS_SCHEMES):
             raise ValueError(f"must begin with one of {', '.join(REDIS_SCHEMES)}")
+        return url
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgresql(cls, url: str) -> str:
+        if url and not url.startswith(("postgresql://", "postgresql+psycopg://")):
+            raise ValueError("must look like postgresql://user:password@host:5432/name")
         return url
 
     @field_validator("api_host")
@@ -197,4 +215,8 @@ def _sentence(error: object) -> str:
 
 def without_secrets(value: object) -> object:
     """A value as it may be shown: the passwords in addresses are left out, also in one that is no address at all."""
-    return re.sub(r"(//[^:/@\s]*:).*@", r"\1***@", value) if isinstance(value, str) else value
+    return re.sub(r"(//[^:/@\s]*:).*@|(password=)[^&\s]*", _hide, value) if isinstance(value, str) else value
+
+
+def _hide(found: re.Match[str]) -> str:
+    return f"{found[1]}***@" if found[1] else f"{found[2]}***"

@@ -22,7 +22,7 @@ from services.items import ItemTable
 from services.ports import Consumer, EventSink, FeatureStore, LogView, SlateLog
 from services.recommend import Stages
 from services.settings import Settings, without_secrets
-from services.tables import erasures, open_database
+from services.tables import erasures, open_database, sqlite_engine
 
 if TYPE_CHECKING:
     from models.release import ModelRelease
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from services.catalogue.cards import SqlCatalogue
     from services.catalogue.live import ItemFeed
     from services.features.store import FeastFeatureStore, FeastHistory
+    from services.postgresql import Waits
     from services.training.registry import SqlRegistry
 
 ERASED_FOR_S = 2.0
@@ -55,7 +56,7 @@ class Home:
     @cached_property
     def engine(self) -> Engine:
         """The metadata database."""
-        engine = open_database(self.settings.home / "meta.db", self.settings.bus_busy_timeout_ms)
+        engine = open_metadata(self.settings)
         self._closers.append(engine.dispose)
         return engine
 
@@ -89,7 +90,9 @@ class Home:
         from services.features.store import open_feast
 
         s = self.settings
-        return open_feast(s.home, s.store_deadline_ms, s.bus_busy_timeout_ms, online=online_config(s))
+        database = self.engine if s.database_url else None
+        online = online_config(s)
+        return open_feast(s.home, s.store_deadline_ms, s.bus_busy_timeout_ms, online=online, database=database)
 
     @cached_property
     def features(self) -> FeastFeatureStore:
@@ -224,6 +227,33 @@ class Home:
             self._closers.pop()()
 
 
+def open_metadata(settings: Settings) -> Engine:
+    """The metadata database that the settings name, up to date."""
+    s = settings
+    if not s.database_url:
+        return open_database(s.home / "meta.db", s.bus_busy_timeout_ms, s.migrate_at_start)
+    from services.postgresql import open_postgresql
+
+    return open_postgresql(s.database_url, database_waits(s), s.migrate_at_start)
+
+
+def metadata_as_it_is(settings: Settings) -> Engine:
+    """The metadata database at whatever revision it has, for whoever changes that: a statement may take long."""
+    if not settings.database_url:
+        return sqlite_engine(settings.home / "meta.db", settings.bus_busy_timeout_ms)
+    from services.postgresql import migrating_engine
+
+    return migrating_engine(settings.database_url, database_waits(settings))
+
+
+def database_waits(settings: Settings) -> Waits:
+    """How long to wait for PostgreSQL."""
+    from services.postgresql import Waits
+
+    s = settings
+    return Waits(s.database_connect_wait_ms, s.database_lock_wait_ms, s.database_statement_wait_ms, s.database_pool_max)
+
+
 @contextmanager
 def open_home(settings: Settings) -> Iterator[Home]:
     """An instance's state, closed at the end."""
@@ -281,7 +311,7 @@ def feast_command(settings: Settings) -> tuple[list[str], dict[str, str], Path]:
     from services.features.store import REPO, feast_environment
 
     settings.home.mkdir(parents=True, exist_ok=True)
-    environment = feast_environment(settings.home, online_config(settings))
+    environment = feast_environment(settings.home, online_config(settings), settings.database_url)
     return [str(Path(sys.executable).with_name("feast"))], environment, REPO
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-pytest_plugins = ["live_stack"]
+pytest_plugins = ["live_stack", "databases"]
 
 
 @pytest.fixture(autouse=True)

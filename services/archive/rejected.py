@@ -170,7 +170,7 @@ def _row(rejected: Rejected) -> dict[str, object]:
         "partition": c.partition,
         "offset": c.offset,
         "reason": rejected.reason,
-        "detail": rejected.detail,
+        "detail": rejected.detail.replace("\x00", "\\x00"),  # PostgreSQL has no NUL in texts
         "value": rejected.value,
         "accepted_us": to_us(rejected.accepted_at),
         "key": None if rejected.key is None else rejected.key.encode("utf-8", "surrogateescape"),

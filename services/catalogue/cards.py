@@ -19,7 +19,8 @@ from services.tables import items, next_number, upsert
 IN_MAX = 1000
 TOKENS_MAX = 64
 _DELETED = "deleted"
-_LOCK = "catalogue_apply"
+LOCK = "catalogue_apply"
+"""Held by whoever writes the table `items`."""
 _DEFAULTS: Mapping[str, object] = {name: getattr(ItemCard(""), name) for name in ITEM_FIELDS}
 
 
@@ -103,7 +104,7 @@ class SqlCatalogue:
         if not changes:
             return ()
         with self._engine.begin() as connection:
-            next_number(connection, _LOCK)
+            next_number(connection, LOCK)
             changed = _merge(_entries(connection, [change.item_id for _, change in changes]), changes)
             upsert(connection, items, [_row(entry) for entry in changed.values()])
             parts = [(item_id, card_part(entry.card, entry.created_at)) for item_id, entry in changed.items()]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, Engine, and_, func, literal, select, update
 from sqlalchemy.exc import OperationalError
 
-from services.catalogue.cards import card_of, card_text
+from services.catalogue.cards import LOCK, card_of, card_text
 from services.items import Payload, VectorPart
 from services.tables import items, next_number
 from services.telemetry import TEXT_QUEUE
@@ -34,7 +34,6 @@ NICE = 10
 """A backlog of texts is minutes of arithmetic: events that come meanwhile go first. On Linux a thread has a
 niceness of its own."""
 RETRY_S = 2.0
-_LOCK = "vectors_write"
 _log = structlog.get_logger()
 
 
@@ -179,7 +178,7 @@ class TextVectors:
     def _store(self, batch: Sequence[_Waiting], vectors: Sequence[bytes]) -> None:
         """Write the vectors whose card still has the text that was embedded."""
         with self._engine.begin() as connection:
-            next_number(connection, _LOCK)
+            next_number(connection, LOCK)  # the writer of the cards stands in the same line: no card changes meanwhile
             ids = [each.item_id for each in batch]
             texts = {r.item_id: r.text_hash for r in connection.execute(_hashes.where(items.c.item_id.in_(ids)))}
             parts: list[tuple[str, Payload]] = []

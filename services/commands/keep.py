@@ -9,15 +9,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from services.commands.edge import Json, answer, existing, settings_of
 
+if TYPE_CHECKING:
+    from services.settings import Settings
+
 MARKS = ("bus.db", "meta.db", "online.db", "registry.db", "run.lock")
 """A folder with one of these is a home; anything else is never deleted."""
 DATABASES = ("meta.db", "online.db", "registry.db")
+DATABASES_BESIDE = ("online.db",)
+"""Those of a home whose metadata lies in PostgreSQL."""
+ROWS = 2000
 FOLDERS = ("offline", "archive", "releases", "runs")
 TRIES = 3
 
@@ -39,25 +45,44 @@ def reset(
 ) -> None:
     """Delete all state.
 
-    Events, features, releases, everything under the home; user rows in Redis, too.
+    Events, features, releases, everything under the home; also what is in Redis and PostgreSQL.
     """
     from services import wiring
     from services.domain import BadRequest
+    from services.settings import without_secrets
     from services.supervisor import RunLock
 
     settings = settings_of(context)
-    home = settings.home
+    home, database = settings.home, without_secrets(settings.database_url)
     existed = home.exists()
+    everything = f"Everything under {home}" + (f" and every table of freshrank in {database}" if database else "")
     if existed:
         if not any((home / mark).exists() for mark in MARKS):
             raise BadRequest(f"{home} does not look like an instance of freshrank; nothing was deleted")
-        if not yes and not typer.confirm(f"Delete everything under {home}?"):
+        if not yes and not typer.confirm(f"{everything} will be deleted. Go on?"):
             raise BadRequest("nothing was deleted")
         with RunLock(home):
             wiring.forget_elsewhere(settings)
+            if database:
+                _drop_tables(settings)
             wipe(home)
-    told = f"Everything under {home} is deleted." if existed else f"There is nothing at {home}; nothing was deleted."
+    told = f"{everything} is deleted." if existed else f"There is nothing at {home}; nothing was deleted."
     answer(as_json, {"deleted": home if existed else None}, lambda: _say(told))
+
+
+def _drop_tables(settings: Settings) -> None:
+    """Freshrank's and Feast's; nothing else in the database is touched."""
+    from services import wiring
+    from services.features.store import drop_registry
+    from services.migrations import revisions
+
+    engine = wiring.metadata_as_it_is(settings)
+    try:
+        if revisions.standing(engine).revision != revisions.BASE:
+            revisions.take_down(engine, revisions.BASE)
+        drop_registry(engine)
+    finally:
+        engine.dispose()
 
 
 def wipe(home: Path) -> None:
@@ -78,18 +103,21 @@ def backup(
 ) -> None:
     """Copy all state to a new folder.
 
-    Also of a running instance; FRESHRANK_HOME=FOLDER uses the copy.
+    Also of a running instance; FRESHRANK_HOME=FOLDER uses the copy. Metadata in PostgreSQL becomes SQLite there.
     """
     from services.domain import BadRequest
 
-    home = existing(settings_of(context)).home
+    settings = existing(settings_of(context))
+    home = settings.home
     if target.exists():
         raise BadRequest(f"{target} exists already; name a new folder")
     half = target.with_name(target.name + ".half")
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)
     with _log_held(home / "bus.db"):
-        for name in DATABASES:
+        if settings.database_url:
+            _copy_tables(settings, half / "meta.db")
+        for name in DATABASES if not settings.database_url else DATABASES_BESIDE:
             if (home / name).exists():
                 _copy_database(home / name, half / name)
         for name in FOLDERS:
@@ -135,6 +163,25 @@ def _copy_database(path: Path, target: Path) -> None:
     finally:
         copy.close()
         source.close()
+
+
+def _copy_tables(settings: Settings, target: Path) -> None:
+    """The metadata in PostgreSQL, at one moment, as an embedded database; Feast makes its registry again."""
+    from sqlalchemy import insert, select
+
+    from services import wiring
+    from services.tables import metadata, open_database
+
+    source, copy = wiring.open_metadata(settings), open_database(target)
+    try:
+        snapshot = source.execution_options(isolation_level="REPEATABLE READ", stream_results=True)
+        with snapshot.connect() as there, copy.begin() as here:
+            for each in metadata.sorted_tables:
+                for rows in there.execute(select(each)).mappings().partitions(ROWS):
+                    here.execute(insert(each), [dict(row) for row in rows])
+    finally:
+        copy.dispose()
+        source.dispose()
 
 
 def _copy_folder(folder: Path, target: Path) -> None:

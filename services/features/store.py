@@ -9,7 +9,8 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import structlog
 from numpy.typing import NDArray
+from sqlalchemy import Engine
 
 from feature_repo.stores.faults import StoreDown
 from feature_repo.stores.parts_io import merge_due, merge_levels, sweep
@@ -37,10 +39,14 @@ from services.features.columns import (
     user_rows,
     user_table,
 )
+from services.postgresql import alone
 from services.signals import UserRows
 
 REPO = Path(__file__).parents[2] / "feature_repo"
 HISTORY_ROWS_MAX = 100_000
+REGISTRY_WAIT_MS = 15_000
+LOCK_NUMBER = 7_303_015
+"""Names the registry's advisory lock in PostgreSQL."""
 METRICS_FOLDERS = ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR")
 log = structlog.get_logger()
 
@@ -87,25 +93,60 @@ def open_feast(
     threads: int = 2,
     memory_limit: str = "2GB",
     online: Mapping[str, Any] | None = None,
+    database: Engine | None = None,
 ) -> Any:
     """The `feast.FeatureStore` of the repository with its state under `home`, registered. One per process.
 
     `threads` and `memory_limit` bound a point-in-time join. `online`: as `sqlite_online` or `redis_online` give it.
+    `database`: a PostgreSQL that holds the registry.
     """
     feast = import_feast()
     text = (REPO / "feature_store.yaml").read_text().replace("${FRESHRANK_HOME}", str(home))
     given: dict[str, Any] = importlib.import_module("yaml").safe_load(text)
     waits = {"read_wait_ms": read_wait_ms, "write_wait_ms": write_wait_ms}
     given["online_store"] = {**(online or sqlite_online(home)), **waits}
+    given["registry"] |= _registry(home, database)
     given["offline_store"] |= {"threads": threads, "memory_limit": memory_limit}
     home.mkdir(parents=True, exist_ok=True)
     config = importlib.import_module("feast.repo_config").RepoConfig(**given)
     config.repo_path = REPO
     store = feast.FeatureStore(config=config)
-    with (home / ".registry.lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # processes that start together apply one after the other
+    with _alone(home, database):  # processes that start together make the registry and apply one after the other
         apply_repo(store)
     return store
+
+
+def _registry(home: Path, database: Engine | None) -> dict[str, Any]:
+    """Where the registry is: a file in the home, or the PostgreSQL that holds the metadata, with the same deadlines."""
+    if database is None:
+        return {"path": registry_url(home)}
+    waits = " ".join(f"-c {name}={REGISTRY_WAIT_MS}" for name in ("statement_timeout", "lock_timeout"))
+    connect = {"connect_timeout": REGISTRY_WAIT_MS // 1000, "options": waits}
+    options = {"pool_pre_ping": True, "hide_parameters": True, "connect_args": connect}
+    return {"path": database.url.render_as_string(hide_password=False), "sqlalchemy_config_kwargs": options}
+
+
+def registry_url(home: Path, database_url: str = "") -> str:
+    """The registry's database as Feast wants it named."""
+    return database_url or f"sqlite:///{home / 'registry.db'}"
+
+
+def drop_registry(database: Engine) -> None:
+    """Remove Feast's tables from the database that holds the metadata."""
+    import_feast()
+    importlib.import_module("feast.infra.registry.sql").metadata.drop_all(database)
+
+
+@contextmanager
+def _alone(home: Path, database: Engine | None) -> Iterator[None]:
+    """One process at a time: of this home, or of all machines that share the registry."""
+    if database is not None:
+        with alone(database, LOCK_NUMBER):
+            yield
+        return
+    with (home / ".registry.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def apply_repo(store: Any) -> bool:
@@ -134,10 +175,14 @@ def redis_online(url: str, key_prefix: str, batch_rows_max: int = 500, connectio
     }  # fmt: skip
 
 
-def feast_environment(home: Path, online: Mapping[str, Any] | None = None) -> dict[str, str]:
+def feast_environment(home: Path, online: Mapping[str, Any] | None = None, database_url: str = "") -> dict[str, str]:
     """The environment in which the `feast` command works on the repository (its folder is `REPO`)."""
-    store = json.dumps(online or sqlite_online(home))  # JSON is YAML
-    return {**os.environ, "FRESHRANK_HOME": str(home), "FEAST_ONLINE_STORE": store}
+    given = {
+        "FRESHRANK_HOME": str(home),
+        "FEAST_ONLINE_STORE": json.dumps(online or sqlite_online(home)),  # JSON is YAML
+        "FEAST_REGISTRY": registry_url(home, database_url),
+    }
+    return {**os.environ, **given}
 
 
 def _unchecked(target: Any = None, **_options: Any) -> Any:

@@ -55,8 +55,9 @@ class Lease:
             raise self._lost()
 
     def confirm(self, connection: Connection) -> None:
-        """Within a transaction that has written already, so that nobody can take it before the commit: still ours?"""
-        if connection.execute(select(leases.c.holder).where(self._ours())).first() is None:
+        """Within a transaction: still ours? Nobody can take it before the commit (the row is locked, and SQLite's only
+        lock is held by a transaction that has written already)."""
+        if connection.execute(select(leases.c.holder).where(self._ours()).with_for_update()).first() is None:
             raise self._lost()
 
     def release(self) -> None:

@@ -15,9 +15,10 @@ from sqlalchemy import Connection, Engine, Row, and_, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from services.domain import BadRequest, Metric, ReleaseInfo, StageUnavailable, Verdict, from_us, to_us
-from services.tables import releases, runs
+from services.tables import next_number, releases, runs
 
 log = structlog.get_logger()
+_LOCK = "releases_live"
 RunState = Literal["running", "done", "failed"]
 
 
@@ -84,7 +85,8 @@ class SqlRegistry:
         chosen: dict[str, Any] = {"live": True, "promoted_us": to_us(self._now())}
         if verdict is not None:
             chosen |= {"reason": verdict.reason, "metrics": _packed(verdict.metrics)}
-        with self._engine.begin() as connection:  # the write comes first: two promotions stand in line
+        with self._engine.begin() as connection:
+            next_number(connection, _LOCK)  # two promotions stand in line
             found = connection.execute(update(releases).where(releases.c.release_id == release_id).values(**chosen))
             if found.rowcount != 1:
                 raise BadRequest(f"there is no release {release_id}")
@@ -105,14 +107,15 @@ class SqlRegistry:
 
     def rollback(self) -> ReleaseInfo:
         """Make the release live that was live before this one; BadRequest when there was none."""
-        with self._engine.connect() as connection:
+        with self._engine.begin() as connection:
+            next_number(connection, _LOCK)
             live = connection.execute(select(releases).where(releases.c.live)).first()
             before = and_(releases.c.promoted_us > 0, releases.c.promoted_us < (live.promoted_us if live else 0))
             newest = select(releases).where(before).order_by(releases.c.promoted_us.desc())
             earlier = connection.execute(newest).first()
-        if live is None or earlier is None:
-            raise BadRequest("there is no earlier release to go back to")
-        with self._engine.begin() as connection:  # the times of promotion stay: a second rollback goes further back
+            if live is None or earlier is None:
+                raise BadRequest("there is no earlier release to go back to")
+            # the times of promotion stay: a second rollback goes further back
             connection.execute(update(releases).values(live=releases.c.release_id == earlier.release_id))
         return self._release(earlier)
 

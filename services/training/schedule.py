@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 import psutil
 import structlog
+from sqlalchemy import Engine
 
 from services.domain import BadRequest
+from services.tables import jobs
 from services.telemetry import METRICS_FOLDER
 
 if TYPE_CHECKING:
@@ -40,8 +42,8 @@ class ChildCommand:
 class RetrainSchedule:
     """Starts `child` every `every`. The times survive a restart: the jobs lie in the database."""
 
-    def __init__(self, database_url: str, every: timedelta, child: ChildCommand) -> None:
-        self._database_url = database_url
+    def __init__(self, engine: Engine, every: timedelta, child: ChildCommand) -> None:
+        self._engine = engine
         self._every = every
         self._child = child
         self._scheduler: BackgroundScheduler | None = None
@@ -51,23 +53,27 @@ class RetrainSchedule:
         from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
         from apscheduler.schedulers.background import BackgroundScheduler
 
-        store = SQLAlchemyJobStore(url=self._database_url, tablename="jobs")
+        store = SQLAlchemyJobStore(engine=self._engine, tablename=jobs.name)
         scheduler = BackgroundScheduler(
             jobstores={"default": store},
             timezone="UTC",
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
         scheduler.start(paused=True)
-        child = (list(self._child.command), dict(self._child.environment), self._child.threads)
-        known = scheduler.get_job(JOB_ID)
-        if known is None or known.trigger.interval != self._every:
-            scheduler.add_job(
-                start_child, "interval", seconds=self._every.total_seconds(), id=JOB_ID, args=child,
-                next_run_time=first_at, replace_existing=True,
-            )  # fmt: skip
-        else:
-            known.modify(args=child)
-        scheduler.resume()
+        _own.child = self._child
+        try:
+            known = scheduler.get_job(JOB_ID)
+            if known is None or known.trigger.interval != self._every:
+                scheduler.add_job(
+                    start_own_child, "interval", seconds=self._every.total_seconds(), id=JOB_ID,
+                    next_run_time=first_at, replace_existing=True,
+                )  # fmt: skip
+            else:
+                known.modify(func=start_own_child, args=())
+            scheduler.resume()
+        except BaseException:
+            scheduler.shutdown(wait=False)
+            raise
         self._scheduler = scheduler
         log.info("schedule_started", every_s=self._every.total_seconds(), next_at=str(self.next_at()))
 
@@ -91,12 +97,27 @@ class RetrainSchedule:
             self._scheduler = None
 
 
+@dataclass(slots=True)
+class _Own:
+    """What the schedule of this process starts; the job in the database says only when, and machines may share it."""
+
+    child: ChildCommand | None = None
+
+
+_own = _Own()
 _children: set[subprocess.Popen[bytes]] = set()
 _children_lock = threading.Lock()
 
 
+def start_own_child() -> int:
+    """Run the child of this process's schedule. Called by the scheduler, which finds it by this name."""
+    assert _own.child is not None, "a schedule that runs has a child"
+    child = _own.child
+    return start_child(list(child.command), dict(child.environment), child.threads)
+
+
 def start_child(command: list[str], environment: dict[str, str], threads: int) -> int:
-    """Run one child to its end; its exit status. Called by the scheduler, which finds it by this name."""
+    """Run one child to its end; its exit status."""
     limit = str(threads or spare_cores())
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), limit)
     limits["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import Engine
 
 from services.catalogue.cards import MemoryCatalogue, SqlCatalogue
 from services.catalogue.live import write_parts
 from services.domain import TOPIC_ITEMS, Coordinate, ItemCard, ItemChange, Operation
 from services.ports import Catalogue
-from services.tables import open_database
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -137,8 +137,8 @@ class TestSqlCatalogue(CatalogueContract):
     """The SQL catalogue."""
 
     @pytest.fixture
-    def catalogue(self, tmp_path: Path) -> Catalogue:
-        return SqlCatalogue(open_database(tmp_path / "meta.db"), write_parts)
+    def catalogue(self, engine: Engine) -> Catalogue:
+        return SqlCatalogue(engine, write_parts)
 
 
 moments = st.lists(st.integers(0, 1000), min_size=2, max_size=6, unique=True)

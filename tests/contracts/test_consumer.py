@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
 from models.text import open_encoder
 from services import wire
@@ -22,7 +23,6 @@ from services.features.history import MemoryHistory
 from services.memory import MemoryArchive, MemoryBus, MemoryFeatureStore, MemoryQuarantine
 from services.ports import Consumer, EventSource
 from services.settings import DEFAULT_KINDS
-from services.tables import open_database
 from services.trends.consumer import TrendsConsumer
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -98,9 +98,7 @@ class TestFeatures(ConsumerContract):
 
 class TestTrends(ConsumerContract):
     @pytest.fixture
-    def part(self, tmp_path: Path) -> Consumer:
-        engine = open_database(tmp_path / "meta.db")
-
+    def part(self, engine: Engine) -> Consumer:
         history = MemoryHistory(lambda: ())
         return TrendsConsumer(engine, RULES, history, write_parts, lambda: "log", lambda: NOW)
 
@@ -113,8 +111,7 @@ class TestArchive(ConsumerContract):
 
 class TestCatalogue(ConsumerContract):
     @pytest.fixture
-    def part(self, tmp_path: Path) -> Consumer:
-        engine = open_database(tmp_path / "meta.db")
+    def part(self, engine: Engine) -> Consumer:
         return CatalogueConsumer(
             SqlCatalogue(engine, write_parts), TextVectors(engine, open_encoder("hashing"), write_parts)
         )

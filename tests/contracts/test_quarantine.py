@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
 from services.archive.rejected import SqlQuarantine
 from services.domain import Coordinate
 from services.memory import MemoryQuarantine
 from services.ports import Quarantine
 from services.quarantine import Rejected, Wanted
-from services.tables import open_database
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 ODD_KEY = b"\xff\x00key".decode("utf-8", "surrogateescape")
@@ -120,10 +119,8 @@ class TestMemory(QuarantineContract):
 
 class TestSql(QuarantineContract):
     @pytest.fixture
-    def make(self, tmp_path: Path) -> Iterator[Make]:
-        engine = open_database(tmp_path / "meta.db")
-        yield lambda **settings: SqlQuarantine(engine, **settings)
-        engine.dispose()
+    def make(self, engine: Engine) -> Make:
+        return lambda **settings: SqlQuarantine(engine, **settings)
 
     def test_it_forgets_what_the_bus_forgets(self, quarantine: Quarantine) -> None:
         assert isinstance(quarantine, SqlQuarantine)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
 from services.domain import BadRequest, Metric, ReleaseInfo, Verdict
 from services.memory import MemoryRegistry
 from services.ports import ReleaseRegistry
-from services.tables import open_database
 from services.training.registry import SqlRegistry
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -84,15 +83,19 @@ class RegistrySuite:
         for number in range(4):
             registry.publish(release(number))
 
+        promoted: list[int] = []
+
         def promote(number: int) -> None:
             for _ in range(5):
                 registry.promote(f"r{number}")
+                promoted.append(number)
 
         writers = [threading.Thread(target=promote, args=(number,)) for number in range(4)]
         for writer in writers:
             writer.start()
         for writer in writers:
             writer.join()
+        assert len(promoted) == 20, "every promotion went through"
         assert [each.live for each in registry.all()].count(True) == 1
 
 
@@ -104,10 +107,8 @@ class TestMemoryRegistry(RegistrySuite):
 
 class TestSqlRegistry(RegistrySuite):
     @pytest.fixture
-    def registry(self, tmp_path: Path) -> Iterator[ReleaseRegistry]:
-        engine = open_database(tmp_path / "meta.db")
-        yield SqlRegistry(engine, Clock(), tmp_path / "releases")
-        engine.dispose()
+    def registry(self, engine: Engine, tmp_path: Path) -> ReleaseRegistry:
+        return SqlRegistry(engine, Clock(), tmp_path / "releases")
 
     def test_rollback_goes_back_promotion_by_promotion(self, registry: SqlRegistry) -> None:
         for number in (1, 2, 3):

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
-import pytest
 from sqlalchemy import Engine
 
 from services.catalogue.live import ItemFeed, write_parts
 from services.items import CovisitsPart, ItemTable, Payload, StatsPart
-from services.tables import open_database
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return open_database(tmp_path / "meta.db")
 
 
 def stats(clicks: float) -> StatsPart:

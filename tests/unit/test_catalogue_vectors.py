@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from services.catalogue.vectors import TextVectors
 from services.domain import TOPIC_ITEMS, Coordinate, ItemCard, ItemChange, Outgoing
 from services.items import ItemTable
 from services.memory import MemoryBus
-from services.tables import open_database
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -43,11 +41,6 @@ class LetterCounts:
             raise RuntimeError("the encoder is out of order")
         counts = np.array([[1e-6 + text.count(letter) for letter in "abcdefgh"] for text in texts])
         return (counts / np.linalg.norm(counts, axis=1, keepdims=True)).astype(np.float32)
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return open_database(tmp_path / "meta.db")
 
 
 class Shop:

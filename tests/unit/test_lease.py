@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, select
 
 from services.domain import BadRequest, StageUnavailable
-from services.tables import leases, open_database
+from services.tables import leases
 from services.training.lease import Lease
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -23,13 +22,6 @@ class Clock:
 
     def __call__(self) -> datetime:
         return self.at
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(tmp_path / "meta.db")
-    yield engine
-    engine.dispose()
 
 
 def test_a_second_holder_is_refused_with_the_name_of_the_first(engine: Engine) -> None:

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
 from services.domain import BadRequest
-from services.tables import open_database
 from services.training.schedule import NICENESS, ChildCommand, RetrainSchedule, start_child, stop_children
 
 TELL = "import os, sys, time; time.sleep(0.3); open(sys.argv[1], 'a').write(f'{os.nice(0)} {os.environ[\"OMP_NUM_THREADS\"]} {os.environ[\"WHERE\"]}\\n')"  # noqa: E501
@@ -28,14 +28,9 @@ def child(told: Path) -> ChildCommand:
     return ChildCommand((sys.executable, "-c", TELL, str(told)), {"WHERE": "here"}, threads=1)
 
 
-def database(tmp_path: Path) -> str:
-    open_database(tmp_path / "meta.db").dispose()
-    return f"sqlite:///{tmp_path / 'meta.db'}"
-
-
-def test_a_run_is_a_process_of_its_own_niced_with_a_thread_limit(tmp_path: Path) -> None:
+def test_a_run_is_a_process_of_its_own_niced_with_a_thread_limit(engine: Engine, tmp_path: Path) -> None:
     told = tmp_path / "told"
-    schedule = RetrainSchedule(database(tmp_path), timedelta(hours=1), child(told))
+    schedule = RetrainSchedule(engine, timedelta(hours=1), child(told))
     before = datetime.now(UTC)
     schedule.start(first_at=before)
     try:
@@ -51,8 +46,8 @@ def test_a_run_is_a_process_of_its_own_niced_with_a_thread_limit(tmp_path: Path)
     assert schedule.next_at() is None
 
 
-def test_the_next_time_survives_a_restart_and_a_changed_period_sets_it_anew(tmp_path: Path) -> None:
-    url, told = database(tmp_path), tmp_path / "told"
+def test_the_next_time_survives_a_restart_and_a_changed_period_sets_it_anew(engine: Engine, tmp_path: Path) -> None:
+    told = tmp_path / "told"
     first = datetime.now(UTC) + timedelta(hours=5)
     later = first + timedelta(hours=1)
     for every, asked, expected in (
@@ -60,17 +55,17 @@ def test_the_next_time_survives_a_restart_and_a_changed_period_sets_it_anew(tmp_
         (timedelta(hours=24), later, first),  # the stored time holds
         (timedelta(hours=12), later, later),
     ):
-        schedule = RetrainSchedule(url, every, child(told))
+        schedule = RetrainSchedule(engine, every, child(told))
         schedule.start(first_at=asked)
         assert schedule.next_at() == expected
         schedule.stop()
     assert not told.exists()
 
 
-def test_a_run_can_be_asked_for_now_and_ends_with_the_schedule(tmp_path: Path) -> None:
+def test_a_run_can_be_asked_for_now_and_ends_with_the_schedule(engine: Engine, tmp_path: Path) -> None:
     told = tmp_path / "told"
     sleeper = ChildCommand((sys.executable, "-c", f"open({str(told)!r}, 'w'); import time; time.sleep(60)"), {})
-    schedule = RetrainSchedule(database(tmp_path), timedelta(hours=1), sleeper)
+    schedule = RetrainSchedule(engine, timedelta(hours=1), sleeper)
     with pytest.raises(BadRequest, match="does not run"):
         schedule.run_now(datetime.now(UTC))
     schedule.start(first_at=datetime.now(UTC) + timedelta(hours=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +13,6 @@ from sqlalchemy import Engine
 
 from services.domain import BadRequest, Metric, ReleaseInfo, StageUnavailable, Verdict
 from services.retrain import Training
-from services.tables import open_database
 from services.training.lease import Lease
 from services.training.registry import SqlRegistry
 from services.training.report import Run, run_training
@@ -80,13 +79,6 @@ class Sleepy(Parts):
     def _maybe(self, step: str) -> None:
         if step == self.slept_in:
             self.sleep()
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(tmp_path / "meta.db")
-    yield engine
-    engine.dispose()
 
 
 def run_of(engine: Engine, folder: Path, keep: int = 5) -> Run:

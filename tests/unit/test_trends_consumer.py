@@ -81,12 +81,17 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return new_world(tmp_path / "meta.db")
+def world(engine: Engine) -> World:
+    return world_on(engine)
 
 
 def new_world(path: Path, partitions: int = 3) -> World:
-    made = World(open_database(path), MemoryBus(partitions, lambda: START))
+    """A second one, always on SQLite."""
+    return world_on(open_database(path), partitions)
+
+
+def world_on(engine: Engine, partitions: int = 3) -> World:
+    made = World(engine, MemoryBus(partitions, lambda: START))
     made.bus.now = made.now
     return made
 

@@ -1,0 +1,221 @@
+"""Migrations: the tables are what the revisions make, both ways, once, and whoever is too old is told so."""
+
+from __future__ import annotations
+
+import io
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine, event, insert, inspect, select, text
+
+from services.domain import BadRequest, SettingsInvalid
+from services.migrations import revisions
+from services.postgresql import open_postgresql
+from services.tables import erasures, metadata, open_database, rejected, sqlite_engine
+
+kept = {
+    "log_id": "log", "topic": "t", "partition": 1, "offset": 7, "reason": "not_json", "detail": "why", "value": b"{!",
+    "accepted_us": 5, "size": 2,
+}  # fmt: skip
+"""An entry of the quarantine, kept whole."""
+
+
+def reopened(engine: Engine, migrate: bool = True) -> Engine:
+    """The same database, opened once more."""
+    if engine.dialect.name == "sqlite":
+        return open_database(Path(str(engine.url.database)), migrate=migrate)
+    return open_postgresql(engine.url.render_as_string(hide_password=False), migrate=migrate)
+
+
+def tables(engine: Engine) -> set[str]:
+    return set(inspect(engine).get_table_names()) - {revisions.VERSION_TABLE}
+
+
+def test_the_program_knows_every_revision_in_its_order(engine: Engine) -> None:
+    with engine.connect() as connection:
+        script = ScriptDirectory.from_config(revisions.config(connection))
+    assert tuple(each.revision for each in script.walk_revisions())[::-1] == revisions.REVISIONS
+
+
+def test_between_the_revisions_and_the_tables_there_is_no_difference(engine: Engine) -> None:
+    options = {"version_table": revisions.VERSION_TABLE, "compare_server_default": engine.dialect.name != "sqlite"}
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
+
+
+def test_sqlite_tables_are_the_same_in_all_that_sqlite_knows_of_them(tmp_path: Path) -> None:
+    def schema(path: Path) -> dict[str, object]:
+        opened = sqlite3.connect(path)
+        found = opened.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+        return {
+            name: (opened.execute(f"PRAGMA table_info({name})").fetchall(), "WITHOUT ROWID" in sql)
+            if kind == "table"
+            else sql
+            for kind, name, sql in found
+            if name != revisions.VERSION_TABLE
+        }
+
+    open_database(tmp_path / "revised.db").dispose()
+    engine = create_engine(f"sqlite:///{tmp_path / 'made.db'}")
+    metadata.create_all(engine)
+    assert schema(tmp_path / "revised.db") == schema(tmp_path / "made.db")
+
+
+@pytest.mark.parametrize("revision", revisions.REVISIONS[:-1])
+def test_every_step_goes_down_and_up_again_with_what_is_in_the_tables(engine: Engine, revision: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(insert(rejected), [kept])
+    revisions.take_down(engine, revision)
+    revisions.bring_up(engine)
+    test_between_the_revisions_and_the_tables_there_is_no_difference(engine)
+    with engine.connect() as connection:
+        (row,) = connection.execute(select(rejected.c["value", "reason", "size", "offset"])).all()
+    assert tuple(row) == (b"{!", "not_json", 2, 7)
+
+
+def test_down_to_the_base_and_up_again(engine: Engine) -> None:
+    assert revisions.standing(engine) == revisions.Standing(revisions.HEAD, ())
+    revisions.take_down(engine, revisions.BASE)
+    assert tables(engine) == set()
+    assert revisions.standing(engine).missing == revisions.REVISIONS
+    with pytest.raises(BadRequest, match="before that there is nothing"):
+        revisions.before(engine)
+    assert revisions.bring_up(engine) == revisions.REVISIONS
+    assert tables(engine) == set(metadata.tables)
+    with pytest.raises(BadRequest, match="before that there is base, 0001"):
+        revisions.before(engine, "1999")
+
+
+@pytest.mark.parametrize("like", revisions.REVISIONS)
+def test_a_database_from_before_revisions_is_taken_over_with_all_that_is_in_it(engine: Engine, like: str) -> None:
+    if like != revisions.HEAD:
+        revisions.take_down(engine, like)
+    with engine.begin() as connection:
+        connection.execute(insert(erasures), [{"user_id": "u1", "erased_us": 5}])
+        connection.execute(text(f"DROP TABLE {revisions.VERSION_TABLE}"))
+        connection.execute(text("DROP TABLE jobs"))  # the scheduler's, which made it itself
+    again = reopened(engine)
+    assert revisions.standing(again).revision == revisions.HEAD
+    assert tables(again) == set(metadata.tables)
+    with again.connect() as connection:
+        assert connection.execute(select(erasures.c.user_id, erasures.c.erased_us)).all() == [("u1", 5)]
+    test_between_the_revisions_and_the_tables_there_is_no_difference(again)
+    again.dispose()
+
+
+def test_a_database_of_a_newer_program_is_refused_in_one_sentence_and_left_alone(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE {revisions.VERSION_TABLE} SET version_num = '9999'"))
+    for attempt in (lambda: reopened(engine), lambda: revisions.take_down(engine, revisions.BASE)):
+        with pytest.raises(SettingsInvalid, match="made by a newer freshrank \\(revision 9999") as refused:
+            attempt()
+        assert "\n" not in str(refused.value)
+    assert tables(engine) == set(metadata.tables)
+
+
+def test_an_older_database_is_left_to_the_command_where_starts_may_not_migrate(engine: Engine) -> None:
+    revisions.take_down(engine, revisions.BASE)
+    with pytest.raises(SettingsInvalid, match=r"is at revision base, .* run `freshrank migrate up`"):
+        reopened(engine, migrate=False)
+    assert tables(engine) == set()
+    revisions.bring_up(engine)
+    reopened(engine, migrate=False).dispose()
+
+
+def test_those_who_start_together_do_not_get_in_each_others_way(engine: Engine) -> None:
+    revisions.take_down(engine, revisions.BASE)
+    done: list[Any] = []
+    barrier = threading.Barrier(6)
+
+    def start() -> None:
+        barrier.wait()
+        try:
+            again = reopened(engine)
+            done.append(revisions.standing(again).revision)
+            again.dispose()
+        except Exception as error:
+            done.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done == [revisions.HEAD] * 6
+
+
+def test_half_a_revision_is_none(engine: Engine) -> None:
+    revisions.take_down(engine, revisions.BASE)
+
+    def fail(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement.startswith("CREATE INDEX"):
+            raise OSError("the disk is full")
+
+    event.listen(engine, "before_cursor_execute", fail)
+    with pytest.raises(OSError, match="disk is full"):
+        revisions.bring_up(engine)
+    event.remove(engine, "before_cursor_execute", fail)
+    assert tables(engine) == set()
+    revisions.bring_up(engine)
+    assert tables(engine) == set(metadata.tables)
+
+
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.live)])
+def test_a_database_that_is_up_to_date_is_opened_without_alembic(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if database == "sqlite":
+        opening = (
+            f"from services.tables import open_database as o; o(__import__('pathlib').Path({str(tmp_path)!r})/'m')"
+        )
+    else:
+        url = request.getfixturevalue("database_url")
+        opening = f"from services.postgresql import open_postgresql as o; o({url!r})"
+    program = f"import sys; {opening}; print('alembic' in sys.modules)"
+    told = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True) for _ in "12"]
+    assert [each.stdout for each in told] == ["True\n", "False\n"]
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`freshrank migrate` on the home tmp_path / "home": what it prints, or its exit code and sentence."""
+    from services.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    monkeypatch.setenv("FRESHRANK_HOME", str(tmp_path / "home"))
+
+    def call(*arguments: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(("migrate", *arguments))
+        printed = capsys.readouterr()
+        return printed.out if not ended.value.code else f"{ended.value.code} {printed.err}"
+
+    return call
+
+
+def test_the_command_goes_both_ways(told: Callable[..., str], tmp_path: Path) -> None:
+    assert told().startswith("2 freshrank: there is no instance at")
+    path = tmp_path / "home" / "meta.db"
+    open_database(path).dispose()
+    head, last = revisions.HEAD, revisions.REVISIONS[-2]
+    assert told() == f"{path} is at {head}.\n"
+    assert told("down") == "2 freshrank: nothing was changed\n"
+    assert told("down", "--yes") == f"{path} went from {head} to {last}; it lacks {head}.\n"
+    assert told("down", "--yes", "--to", "base").startswith(f"{path} went from {last} to base; it lacks 0001,")
+    assert told("down", "--yes").startswith("2 freshrank: the database is at base; before that there is nothing")
+    assert told("up") == f"{path} went from base to {head}.\n"
+    assert f'"revision": "{head}", "missing": []' in told("status", "--json")
+    engine = sqlite_engine(path)
+    assert tables(engine) == set(metadata.tables)
+    engine.dispose()
