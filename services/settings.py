@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     )
 
     trends_flush_s: float = Field(5.0, gt=0, description="State of the trends consumer is stored this often,")
-    trends_flush_events: int = Field(20_000, ge=1, description="or after this many events.")
+    trends_flush_events: int = Field(50_000, ge=1, description="or after this many events.")
     covisits_items_max: int = Field(50, ge=1, description="Co-visited items kept and served per item.")
 
     listed_only: bool = Field(False, description="Show only items that have a card, none known from events alone.")

@@ -65,7 +65,7 @@ class TrendsSettings:
     """How the consumer flushes and what it counts."""
 
     flush_s: float = 5.0
-    flush_events: int = 20_000
+    flush_events: int = 50_000
     covisits_items_max: int = 50
     impressions_from: str = "slates"
     ring_max: int = RING_MAX
