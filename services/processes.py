@@ -20,12 +20,14 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from services import heap
+from services.bus.spool import Taken
 from services.consume import consume
 from services.domain import (
     EPOCH,
     TOPIC_EVENTS,
     BadRequest,
     Metric,
+    Outgoing,
     PartHealth,
     Query,
     ReleaseInfo,
@@ -36,7 +38,7 @@ from services.domain import (
 from services.items import ItemTable
 from services.memory import MemorySlateLog
 from services.patience import Patience, PatientConsumer, PatientSource, Stopped
-from services.ports import Consumer, SlateLog
+from services.ports import Consumer, FeatureStore, SlateLog
 from services.recommend import Stages, recommend
 from services.settings import Settings
 from services.tables import counters, upsert
@@ -186,24 +188,31 @@ class Instance:
 
     def __init__(self, home: Home, slates: SlateLog | None = None) -> None:
         from services.archive.slates import QueueSlateLog
+        from services.features.guarded import GuardedFeatures
 
         self._home = home
         self.settings = home.settings
         self.sink = home.sink
         self.view = home.view
-        self.features = home.features
+        self.features: FeatureStore = GuardedFeatures(home.features)
         self.catalogue = home.catalogue
         self.registry = home.registry
         self.quarantine = home.quarantine
+        self._spool = home.spool(self.sink)
         self._queue = None if slates else QueueSlateLog(home.sink, home.settings.slate_queue_max)
         self._slates: SlateLog = slates or self._queue or MemorySlateLog()
         self._vectors: list[ItemVectors] = []
+        self._held_back = 0
         self._serving = self._make_serving()
         self.items = self._serving.items
 
     def now(self) -> datetime:
         """Runtime."""
         return now()
+
+    def take(self, events: Sequence[Outgoing]) -> Taken:
+        """Runtime."""
+        return self._spool.take(events)
 
     def start(self) -> None:
         """Runtime."""
@@ -212,6 +221,8 @@ class Instance:
         check_device(self.settings.device)
         torch.set_num_threads(1)  # one request is small: more threads only wait for each other
         self._serving.start()
+        if self._queue is not None:  # not for one answer at the command line
+            self._spool.start()
         try:
             self.features.read("warm-up")
         except StageUnavailable as error:
@@ -224,6 +235,7 @@ class Instance:
         """Runtime."""
         gc.unfreeze()
         self._serving.stop()
+        self._spool.close()
         if self._queue is not None:
             self._queue.close()
 
@@ -238,18 +250,35 @@ class Instance:
     def parts(self) -> Mapping[str, PartHealth]:
         """Runtime."""
         health = dict(self._serving.health())
-        for name, ask in (("log", self._log_health), ("features", self._features_health)):
+        for name, ask, without in (
+            ("database", self._database_health, "lists are made of what is known here"),
+            ("log", self._log_health, "events wait in the spool"),
+            ("features", self._features_health, "lists are without personal history"),
+        ):
             try:
                 health[name] = ask()
-            except AWAY as error:
-                health[name] = PartHealth("red", str(error))
+            except AWAY as error:  # worse, but it works: an instance taken out of service would help nobody
+                health[name] = PartHealth("yellow", f"{without}: {error}")
         return health
 
-    def _log_health(self) -> PartHealth:
+    def _database_health(self) -> PartHealth:
         with self._home.engine.connect() as connection:
-            held = connection.execute(select(counters.c.value).where(counters.c.name == HELD_BACK)).scalar() or 0
-        if held:
-            return PartHealth("red", f"{held} messages are older than the retention, but a group has not read them")
+            held = connection.execute(select(counters.c.value).where(counters.c.name == HELD_BACK)).scalar()
+        self._held_back = held or 0
+        return PartHealth("green")
+
+    def _log_health(self) -> PartHealth:
+        if self._held_back:
+            return PartHealth(
+                "red", f"{self._held_back} messages are older than the retention, but a group has not read them"
+            )
+        spooled = self._spool.waiting()
+        if not self._spool.has_room:
+            return PartHealth(
+                "red", f"events are refused: the log is away and the spool, with {spooled}, takes no more"
+            )
+        if spooled:
+            return PartHealth("yellow", f"{spooled} events wait in the spool for the log")
         ends = self.view.ends(TOPIC_EVENTS)
         lag = sum(ends.values()) - sum(self.view.committed("features", TOPIC_EVENTS).values())
         return PartHealth("yellow" if lag > STUCK_LAG else "green", f"features are {lag} events behind")

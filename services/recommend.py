@@ -38,7 +38,8 @@ class Arranger(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """What answers queries: all of one release and one view of the items; swapped as one reference."""
+    """What answers queries: all of one release and one view of the items; swapped as one reference. `missing`: what an
+    answer lacks whatever is asked (the items have not been heard of for a while)."""
 
     release_id: str | None
     items_as_of: int
@@ -49,6 +50,7 @@ class Stages:
     arrange: Arranger
     slates: SlateLog
     items_as_of_us: int = 0
+    missing: tuple[str, ...] = ()
 
 
 def recommend(query: Query, stages: Stages) -> Slate:
@@ -59,9 +61,10 @@ def recommend(query: Query, stages: Stages) -> Slate:
     scored, unscored, known = score(stages.scorer, query, user, kept)
     known = known or Known(stages.items_as_of, stages.items_as_of_us)
     picks = stages.arrange(query, user, scored)
+    degraded = stages.missing + unread + unfound + unscored
     slate = Slate(
-        query.request_id, query.user_id, stages.release_id, user.row_time_us, known.items_as_of, picks,
-        unread + unfound + unscored, dropped, query.asked_at, known.items_as_of_us, features_of(picks, kept, known),
+        query.request_id, query.user_id, stages.release_id, user.row_time_us, known.items_as_of, picks, degraded,
+        dropped, query.asked_at, known.items_as_of_us, features_of(picks, kept, known),
     )  # fmt: skip
     if query.record:
         stages.slates.record(slate)

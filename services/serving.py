@@ -92,7 +92,11 @@ class Serving:
         self._threads: list[threading.Thread] = []
 
     def stages(self) -> Stages:
-        """The stages that answer now; take them once per request."""
+        """The stages that answer now; take them once per request. Old item knowledge is named in their answers."""
+        held = self._held()
+        return replace(held, missing=("items",)) if self._is_stale() else held
+
+    def _held(self) -> Stages:
         assert self._stages is not None, "start() has not been called"
         return self._stages
 
@@ -119,17 +123,21 @@ class Serving:
     def health(self) -> dict[str, PartHealth]:
         """How the item feed and the model are."""
         age_s = time.monotonic() - self._fed_at
-        fed = PartHealth("green") if age_s < FEED_STALE_S else PartHealth("red", f"no answer for {age_s:.0f} s")
+        stale = PartHealth("yellow", f"no answer for {age_s:.0f} s: lists are made of what was known then")
+        fed = stale if self._is_stale() else PartHealth("green")
         trouble = next(iter(self._troubles.values()), None)
         if self._refused is not None:
             model = PartHealth("yellow", f"release {self._refused} refused: {self._refused_because}")
         elif trouble is not None:
             model = PartHealth("yellow", trouble)
-        elif self.stages().release_id is None:
+        elif self._held().release_id is None:
             model = PartHealth("yellow", "no release yet: lists are trending and new items")
         else:
-            model = PartHealth("green", self.stages().release_id or "")
+            model = PartHealth("green", self._held().release_id or "")
         return {"items": fed, "model": model}
+
+    def _is_stale(self) -> bool:
+        return time.monotonic() - self._fed_at > FEED_STALE_S
 
     def _watch(self, step: Callable[[], None], pause_s: float) -> None:
         """Step by step until stop(); what fails is logged, shown in health, and tried again with the next step."""
@@ -148,12 +156,12 @@ class Serving:
         if changed:
             self._refresh()
             with self._swap:
-                self._stages = self._as_of_now(self.stages())
+                self._stages = self._as_of_now(self._held())
             ITEMS_AS_OF.set(self.items.as_of)
 
     def _follow_release(self) -> None:
         live = self._registry.live()
-        if live is None or live.release_id == self.stages().release_id:
+        if live is None or live.release_id == self._held().release_id:
             self._refused = None
             return
         if live.release_id == self._refused and time.monotonic() < self._try_again_at:
@@ -167,7 +175,7 @@ class Serving:
             log.error("release_refused", release_id=live.release_id, error=str(error))
             return
         self._warm(stages)
-        before = self.stages().release_id
+        before = self._held().release_id
         with self._swap:
             self._stages = self._as_of_now(stages)
         self._refused = None

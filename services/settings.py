@@ -89,6 +89,11 @@ class Settings(BaseSettings):
     api_wait_ms_max: int = Field(2000, ge=1, description="Longest wait of ?wait=features.")
     api_drain_s: float = Field(10.0, gt=0, description="How long running requests may take after SIGTERM.")
 
+    spool_bytes_max: int = Field(
+        256_000_000, ge=0, description="Disk for events accepted while the log is away; 0: none, they get a 503."
+    )
+    spool_after_ms: int = Field(500, ge=1, description="A log that does not answer an event by then counts as away.")
+
     kinds: dict[str, KindRule] = Field(DEFAULT_KINDS, description="Declared kinds: sign, weight, threshold.")
 
     features_batch_max: int = Field(2000, ge=1, description="Most events the features consumer takes at once.")

@@ -25,6 +25,8 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 EVENTS_ACCEPTED = Counter("freshrank_events_accepted_total", "Events the API accepted")
 EVENTS_REJECTED = Counter("freshrank_events_rejected_total", "Events refused or quarantined", ["where", "reason"])
+EVENTS_SPOOLED = Counter("freshrank_events_spooled_total", "Events accepted while the log was away")
+SPOOLED = Gauge("freshrank_spooled_events", "Events that wait in the spool for the log")
 EVENTS_LATE = Counter("freshrank_events_late_total", "Events older than a full row's oldest: archived, no live effect")
 EVENTS_DUPLICATE = Counter("freshrank_events_duplicate_total", "Events that a row already had")
 ROWS_REFUSED = Counter("freshrank_rows_refused_total", "User rows refused by compare-and-set, merged and rewritten")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from services.archive.parts import ParquetArchive
     from services.archive.rejected import SqlQuarantine
     from services.bus.embedded import EmbeddedBus
+    from services.bus.spool import Spool
     from services.candidates.vectors import ItemVectors
     from services.catalogue.cards import SqlCatalogue
     from services.catalogue.live import ItemFeed
@@ -78,6 +79,19 @@ class Home:
     def sink(self) -> EventSink:
         """Where this process publishes."""
         return self.bus.sink()
+
+    def spool(self, sink: EventSink) -> Spool:
+        """Where events are taken in; events that the log cannot take wait in a file of this home."""
+        from services.bus.embedded import EmbeddedBus
+        from services.bus.spool import Spool
+
+        s = self.settings
+        kept = EmbeddedBus(
+            s.home / "spool.db", 1, s.bus_busy_timeout_ms, 0, now=now, bytes_max=s.spool_bytes_max,
+            session_s=s.bus_session_s,
+        )  # fmt: skip
+        self._closers.append(kept.close)
+        return Spool(kept if s.spool_bytes_max else None, sink, s.spool_after_ms / 1000, now)
 
     @property
     def view(self) -> LogView:

@@ -15,6 +15,7 @@ import numpy as np
 from models.batches import History
 from models.vocabulary import Vocabulary
 from services.api.runtime import Run
+from services.bus.spool import Taken
 from services.candidates.filters import standard_filters
 from services.candidates.sources import standard_sources
 from services.candidates.vectors import ItemVectors
@@ -22,6 +23,7 @@ from services.catalogue.cards import MemoryCatalogue
 from services.domain import (
     Candidate,
     Interaction,
+    Outgoing,
     PartHealth,
     Query,
     UserState,
@@ -167,6 +169,9 @@ class MemoryRuntime:
 
     def now(self) -> datetime:
         return self.clock
+
+    def take(self, events: Sequence[Outgoing]) -> Taken:
+        return Taken(self.sink.publish(events), 0)
 
     def start(self) -> None:
         self.history.append("started")

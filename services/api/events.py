@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -19,12 +19,14 @@ from services.api.recommendations import json_response
 from services.api.refusals import Refusals
 from services.api.runtime import Runtime
 from services.api.schemas import EventBody, EventsAnswer, ProblemAnswer
-from services.domain import TOPIC_EVENTS, Coordinate, Outgoing
+from services.bus.spool import Taken
+from services.domain import TOPIC_EVENTS, Outgoing
 from services.telemetry import EVENTS_ACCEPTED
 from services.wire import EVENT_ALIASES, encode_event, parse_event
 
 _IDS = ("event_id", *EVENT_ALIASES["event_id"])
 _TIMES = ("occurred_at", *EVENT_ALIASES["occurred_at"])
+NOTHING = Taken((), 0)
 _EVENT = {"$ref": "#/components/schemas/EventBody"}
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -72,20 +74,24 @@ def router(runtime: Runtime) -> APIRouter:
         responses={422: {"model": ProblemAnswer, "description": "Nothing of the body was accepted"}},
     )
     async def post_events(request: Request, wait: Wait = None) -> Response:
-        """One event, a list of them, or NDJSON. What is accepted is durable when the answer comes."""
+        """One event, a list of them, or NDJSON. What is accepted is durable when the answer comes: in the log or,
+        while that is away, on its way to it (`spooled`)."""
         body, content_type = await body_of(request)
-        coordinates, refused, noted = await run_in_threadpool(_take, body, content_type, runtime, refusals)
+        taken, refused, noted = await run_in_threadpool(_take, body, content_type, runtime, refusals)
         declared = runtime.settings.kind_rules().by_kind
         told: dict[str, object] = {
-            "accepted": len(coordinates),
+            "accepted": len(taken),
+            "spooled": taken.spooled,
             "rejected": refused,
             "retry_not_recognised": noted.unrepeatable,
             "undeclared_kinds": sorted(noted.kinds - declared.keys()),
         }
-        if refused and not coordinates:
+        if refused and not taken:
             raise Problem("nothing-accepted", refused[0].detail, told)
         if wait is not None:
-            told["waited"] = await wait_for(runtime.view, wait, coordinates, runtime.settings.api_wait_ms_max)
+            longest_ms = 0 if taken.spooled else runtime.settings.api_wait_ms_max  # it is not even in the log yet
+            waited = await wait_for(runtime.view, wait, taken.coordinates, longest_ms)
+            told["waited"] = replace(waited, reached=waited.reached and not taken.spooled)
         return json_response(told, 202)
 
     return routes
@@ -96,17 +102,15 @@ def schema() -> dict[str, Any]:
     return EventBody.model_json_schema(ref_template="#/components/schemas/{model}")
 
 
-def _take(
-    body: bytes, content_type: str, runtime: Runtime, refusals: Refusals
-) -> tuple[tuple[Coordinate, ...], list[Refused], Noted]:
+def _take(body: bytes, content_type: str, runtime: Runtime, refusals: Refusals) -> tuple[Taken, list[Refused], Noted]:
     found = refusals.records(TOPIC_EVENTS, body, content_type, "events")
     accepted_at, noted = runtime.now(), Noted()
     messages, refused = parse_each(found, lambda fields: _message(fields, accepted_at, noted))
-    coordinates = runtime.sink.publish(messages) if messages else ()
-    EVENTS_ACCEPTED.inc(len(coordinates))
+    taken = runtime.take(messages) if messages else NOTHING
+    EVENTS_ACCEPTED.inc(len(taken))
     if refused:
         refusals.keep(TOPIC_EVENTS, found, refused)
-    return coordinates, refused, noted
+    return taken, refused, noted
 
 
 def _message(fields: Mapping[str, object], accepted_at: datetime, noted: Noted) -> Outgoing:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter
 from fastapi import Query as Parameter
 from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,7 +19,18 @@ from services.api.recommendations import checked_id, json_response
 from services.api.refusals import Refusals
 from services.api.runtime import Runtime
 from services.api.schemas import ItemBody, ItemFields, ItemsAnswer, ProblemAnswer
-from services.domain import TOPIC_ITEMS, Coordinate, ItemChange, Operation, Outgoing, WireError, from_us, to_us
+from services.domain import (
+    TOPIC_ITEMS,
+    Coordinate,
+    ItemCard,
+    ItemChange,
+    Operation,
+    Outgoing,
+    StageUnavailable,
+    WireError,
+    from_us,
+    to_us,
+)
 from services.fields import check_id, check_item_fields, parse_time
 from services.signals import COUNTERS, decayed
 from services.wire import VERSION, encode_item
@@ -142,7 +154,7 @@ def _named_id(named: list[object]) -> str:
 
 
 def _item_answer(runtime: Runtime, item_id: str) -> dict[str, object]:
-    card = runtime.catalogue.cards([item_id])[0]
+    card, degraded = _card_of(runtime, item_id)
     if (card is None or card.deleted) and item_id not in runtime.items:
         raise Problem("not-found", f"nothing is known of item {item_id}")
     block = runtime.items.block([item_id])
@@ -154,6 +166,7 @@ def _item_answer(runtime: Runtime, item_id: str) -> dict[str, object]:
         "title": runtime.items.title(item_id),
         "categories": list(card.categories) if card else list(runtime.items.category_names(item_id)),
         "card": None if card is None else _card(card),
+        "degraded": degraded,
         "servable": bool(runtime.items.servable([item_id], now_us)[0]),
         "has_text_vector": runtime.items.vector(item_id) is not None,
         "counts": {
@@ -163,6 +176,16 @@ def _item_answer(runtime: Runtime, item_id: str) -> dict[str, object]:
         "counts_at": from_us(int(block.counts_at_us[0])) if block.counts_at_us[0] else None,
         "taken_together": [{"item_id": i, "weight": w} for i, w in runtime.items.covisits(item_id)[:20]],
     }
+
+
+def _card_of(runtime: Runtime, item_id: str) -> tuple[ItemCard | None, tuple[str, ...]]:
+    """The card; without one, and named, where the catalogue is away and the item is known here."""
+    try:
+        return runtime.catalogue.cards([item_id])[0], ()
+    except (StageUnavailable, SQLAlchemyError):
+        if item_id not in runtime.items:
+            raise
+        return None, ("catalogue",)
 
 
 def _card(card: Any) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -61,6 +62,7 @@ def install(app: FastAPI) -> None:
         (BadRequest, _bad_request),
         (WireError, _wire_error),
         (StageUnavailable, _unavailable),
+        (SQLAlchemyError, _database_away),
         (RequestValidationError, _validation),
         (HTTPException, _http),
         (Exception, _internal),
@@ -84,6 +86,11 @@ def _wire_error(_request: Request, error: Exception) -> Response:
 
 def _unavailable(_request: Request, error: Exception) -> Response:
     return respond("unavailable", f"{error}; nothing was taken, send it again")
+
+
+def _database_away(_request: Request, error: Exception) -> Response:
+    cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    return respond("unavailable", f"the metadata database does not answer: {cause}")
 
 
 def _validation(_request: Request, error: Exception) -> Response:

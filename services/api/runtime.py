@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from services.domain import Metric, PartHealth
+from services.bus.spool import Taken
+from services.domain import Metric, Outgoing, PartHealth
 from services.items import ItemTable
 from services.ports import Catalogue, EventSink, FeatureStore, LogView, Quarantine, ReleaseRegistry
 from services.recommend import Stages
@@ -52,6 +53,9 @@ class Runtime(Protocol):
 
     @property
     def sink(self) -> EventSink: ...
+
+    def take(self, events: Sequence[Outgoing]) -> Taken:
+        """Durable on return. StageUnavailable: nothing was taken, and it may be sent again."""
 
     @property
     def view(self) -> LogView: ...

@@ -167,6 +167,7 @@ class EventsAnswer(BaseModel):
             "examples": [
                 {
                     "accepted": 2,
+                    "spooled": 0,
                     "rejected": [{"index": 2, "reason": "missing_item_id", "detail": "item_id is required"}],
                     "retry_not_recognised": 0,
                     "undeclared_kinds": [],
@@ -177,6 +178,7 @@ class EventsAnswer(BaseModel):
     )
 
     accepted: int
+    spooled: int = Field(0, description="How many of the accepted ones wait, durably, for a log that is away.")
     rejected: list[RefusedAnswer]
     retry_not_recognised: int = Field(
         0, description="Events with neither event_id nor time: sent again, they count twice."
