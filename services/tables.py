@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     Engine,
     Float,
@@ -22,8 +24,10 @@ from sqlalchemy import (
     Table,
     Text,
     Unicode,
+    any_,
     create_engine,
     event,
+    literal,
 )
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -238,6 +242,14 @@ def _upsert_text(table: Table, names: Sequence[str], added: Collection[str], dia
 
 def _bare_type(column: Column[Any], dialect: Dialect) -> str:
     return column.type.compile(dialect).split(" COLLATE ")[0]
+
+
+def among(connection: Connection, column: ColumnElement[str], names: Sequence[str]) -> ColumnElement[bool]:
+    """Whether the column holds one of the names. PostgreSQL gets them as one array: to put a thousand parameters into a
+    statement costs its driver 10 ms."""
+    if connection.dialect.name == "sqlite":
+        return column.in_(names)
+    return column == any_(literal(list(names), ARRAY(String)))
 
 
 def next_number(connection: Connection, name: str, count: int = 1) -> int:

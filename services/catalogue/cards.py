@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, select
 from services.domain import NO_PROPERTIES, TOPIC_ITEMS, Coordinate, ItemCard, ItemChange, from_us, to_us
 from services.fields import ITEM_FIELDS
 from services.items import Payload, card_part
-from services.tables import items, next_number, upsert
+from services.tables import among, items, next_number, upsert
 
 IN_MAX = 1000
 TOKENS_MAX = 64
@@ -210,7 +210,7 @@ def _entries(connection: Connection, item_ids: Sequence[str]) -> dict[str, Entry
     found: dict[str, Entry] = {}
     wanted = list(dict.fromkeys(item_ids))
     for start in range(0, len(wanted), IN_MAX):
-        query = select(items).where(items.c.item_id.in_(wanted[start : start + IN_MAX]))
+        query = select(items).where(among(connection, items.c.item_id, wanted[start : start + IN_MAX]))
         for row in connection.execute(query):
             found[row.item_id] = Entry(
                 card_of(row.item_id, row.card),

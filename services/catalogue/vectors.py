@@ -23,7 +23,7 @@ from sqlalchemy.exc import OperationalError
 
 from services.catalogue.cards import LOCK, card_of, card_text
 from services.items import Payload, VectorPart
-from services.tables import items, next_number
+from services.tables import among, items, next_number
 from services.telemetry import TEXT_QUEUE
 
 CACHE_MAX = 4096
@@ -180,14 +180,17 @@ class TextVectors:
         with self._engine.begin() as connection:
             next_number(connection, LOCK)  # the writer of the cards stands in the same line: no card changes meanwhile
             ids = [each.item_id for each in batch]
-            texts = {r.item_id: r.text_hash for r in connection.execute(_hashes.where(items.c.item_id.in_(ids)))}
+            texts = {
+                r.item_id: r.text_hash
+                for r in connection.execute(_hashes.where(among(connection, items.c.item_id, ids)))
+            }
             parts: list[tuple[str, Payload]] = []
             for each, vector in zip(batch, vectors, strict=True):
                 if texts.get(each.item_id) == each.text_hash:
                     parts.append((each.item_id, VectorPart(self._encoder.name, vector)))
             if parts:
                 self._write_parts(connection, parts)
-                current = items.c.item_id.in_([item_id for item_id, _ in parts])
+                current = among(connection, items.c.item_id, [item_id for item_id, _ in parts])
                 connection.execute(update(items).where(current).values(vector_hash=self._wanted()))
 
     def _waits(self) -> ColumnElement[bool]:

@@ -20,6 +20,7 @@ from sqlalchemy import Row as SqlRow
 from services.domain import Partition
 from services.signals import COUNTS_WIDTH
 from services.tables import (
+    among,
     next_number,
     trend_covisits,
     trend_hours,
@@ -209,7 +210,7 @@ def prune(connection: Connection, newest_us: int, closed: int) -> None:
 
 
 def _bases(connection: Connection, item_ids: Sequence[str]) -> dict[str, Standing]:
-    rows = connection.execute(select(trend_items).where(trend_items.c.item_id.in_(item_ids))).all()
+    rows = connection.execute(select(trend_items).where(among(connection, trend_items.c.item_id, item_ids))).all()
     return {r.item_id: Standing(r.hour, np.frombuffer(r.counts, dtype="<f8")) for r in rows}
 
 
@@ -219,7 +220,7 @@ def _hours_after_bases(connection: Connection, with_base: Sequence[str], whole: 
     after = every.join_from(trend_hours, trend_items, trend_items.c.item_id == trend_hours.c.item_id)
     rows: list[SqlRow[Any]] = []
     for item_ids, query in ((with_base, after.where(trend_hours.c.hour > trend_items.c.hour)), (whole, every)):
-        of_items = query.where(trend_hours.c.item_id.in_(item_ids))
+        of_items = query.where(among(connection, trend_hours.c.item_id, item_ids))
         of_items = of_items.order_by(trend_hours.c.item_id, trend_hours.c.hour)
         rows += connection.execute(of_items).all()
     numbers = np.asarray([row[1:] for row in rows], dtype=np.int64).reshape(-1, 1 + COUNTS_WIDTH)
@@ -239,7 +240,9 @@ def load_recent(connection: Connection, user_ids: Collection[str]) -> dict[str, 
     """What is stored of these users."""
     found: dict[str, Recent] = {}
     for some in _chunks(user_ids):
-        query = select(trend_users.c.user_id, trend_users.c.payload).where(trend_users.c.user_id.in_(some))
+        query = select(trend_users.c.user_id, trend_users.c.payload).where(
+            among(connection, trend_users.c.user_id, some)
+        )
         found |= {user_id: _recent_decoder.decode(payload) for user_id, payload in connection.execute(query).all()}
     return found
 
@@ -273,14 +276,16 @@ def add_pairs(
 
 
 def _covisit_rows(connection: Connection, item_ids: Sequence[str]) -> dict[str, tuple[float, Row | None]]:
-    rows = connection.execute(select(trend_covisits).where(trend_covisits.c.item_id.in_(item_ids))).all()
+    rows = connection.execute(select(trend_covisits).where(among(connection, trend_covisits.c.item_id, item_ids))).all()
     return {r.item_id: (r.total, _row_decoder.decode(r.payload)) for r in rows}
 
 
 def _totals(connection: Connection, item_ids: Collection[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for some in _chunks(item_ids):
-        query = select(trend_covisits.c.item_id, trend_covisits.c.total).where(trend_covisits.c.item_id.in_(some))
+        query = select(trend_covisits.c.item_id, trend_covisits.c.total).where(
+            among(connection, trend_covisits.c.item_id, some)
+        )
         found |= {row.item_id: row.total for row in connection.execute(query).all()}
     return found
 
