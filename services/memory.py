@@ -79,7 +79,7 @@ class MemoryBus:
         """LogView: what the group's members read now, or its last one did."""
         return tuple(sorted(self.subscribed[group]))
 
-    def log_id(self) -> str:
+    def log_id(self, topic: str) -> str:  # noqa: ARG002
         """LogView: the identity of this log."""
         return self.identity
 
@@ -94,6 +94,10 @@ class MemoryBus:
     def source(self, group: str, topics: Sequence[str]) -> MemorySource:
         """A new member of a group; the group's partitions are dealt out anew among its members."""
         return MemorySource(self, group, tuple(topics))
+
+    def trim(self, now: datetime) -> Mapping[Partition, int]:  # noqa: ARG002
+        """Bus: nothing is ever forgotten."""
+        return {}
 
     def of_topic(self, topic: str) -> tuple[Partition, ...]:
         """The partitions of one topic."""

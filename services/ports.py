@@ -58,7 +58,9 @@ class EventSink(Protocol):
     def publish(self, messages: Sequence[Outgoing]) -> tuple[Coordinate, ...]:
         """Append all messages and return their coordinates, in order, once they are durable.
 
-        Raises StageUnavailable, with nothing half-published, when the log cannot take them (full disk, lock).
+        Raises StageUnavailable when the log cannot take them (full disk, lock, no broker): nothing is acknowledged
+        then, and whether some of them are in the log is not known. Publishing them again, with the same `event_id`,
+        is harmless.
         """
 
     def flush(self) -> None:
@@ -77,8 +79,32 @@ class LogView(Protocol):
     def topics(self, group: str) -> tuple[str, ...]:
         """What the group reads, in order; empty for a group that never joined."""
 
-    def log_id(self) -> str:
-        """The identity of this log."""
+    def log_id(self, topic: str) -> str:
+        """The identity of the log that holds the topic: another one when the topic, or all of it, is made anew."""
+
+
+class Member(EventSource, Protocol):
+    """A source that can leave its group."""
+
+    def close(self) -> None:
+        """Leave the group: the others take the partitions over. Closing twice is harmless."""
+
+
+class Bus(Protocol):
+    """One log, as one process uses it."""
+
+    def sink(self) -> EventSink:
+        """Where this process publishes; shared by its threads."""
+
+    def view(self) -> LogView:
+        """A look at it from outside; shared by the threads of a process."""
+
+    def source(self, group: str, topics: Sequence[str]) -> Member:
+        """A new member of a group; it joins at its first poll."""
+
+    def trim(self, now: datetime) -> Mapping[Partition, int]:
+        """Retention. How many messages stand at or near its end and are not committed by a known group that reads
+        them, by partition: a red health state."""
 
 
 class Consumer(Protocol):

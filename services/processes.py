@@ -270,7 +270,7 @@ class Instance:
     def _log_health(self) -> PartHealth:
         if self._held_back:
             return PartHealth(
-                "red", f"{self._held_back} messages are older than the retention, but a group has not read them"
+                "red", f"{self._held_back} messages are at the end of the retention, and a group has not read them"
             )
         spooled = self._spool.waiting()
         if not self._spool.has_room:

@@ -50,8 +50,11 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path(".freshrank"), description="Folder that holds all state of this instance.")
 
-    bus_partitions: int = Field(4, ge=1, le=256, description="Partitions of each topic of a new embedded log.")
-    bus_retention_hours: float = Field(24 * 14, gt=0, description="How long the log keeps what every group has read.")
+    bus: Literal["embedded", "kafka"] = Field("embedded", description="The log: a file in the home, or Kafka.")
+    bus_partitions: int = Field(4, ge=1, le=256, description="Partitions of each topic of a new log.")
+    bus_retention_hours: float = Field(
+        24 * 14, gt=0, description="How long the log keeps what every group has read (Kafka: read or not)."
+    )
     bus_session_s: float = Field(
         30.0, ge=5, description="Silence after which a consumer of the embedded log loses its partitions to others."
     )
@@ -80,6 +83,34 @@ class Settings(BaseSettings):
     database_statement_wait_ms: int = Field(15_000, ge=1, description="Longest wait for a statement in PostgreSQL.")
     migrate_at_start: bool = Field(
         True, description="Bring an older database up to date at start; else only `freshrank migrate up` does."
+    )
+
+    kafka_servers: str = Field("127.0.0.1:9092", description="Brokers to begin with, host:port, comma-separated.")
+    kafka_prefix: str = Field(
+        "", pattern=r"^[A-Za-z0-9._-]*$", max_length=64, description="Begins the names of all topics and groups there."
+    )
+    kafka_security: dict[str, str] = Field(
+        {}, description="TLS and SASL options of kafka-python, as security_protocol, ssl_cafile, sasl_mechanism."
+    )
+    kafka_replication: int = Field(1, ge=1, description="Copies of each topic that is made; 3 on a cluster.")
+    kafka_compression: Literal["none", "gzip", "lz4"] = Field("lz4", description="Compression of what is published.")
+    kafka_buffer_messages_max: int = Field(
+        20_000, ge=1, description="Messages of one process that may wait for Kafka; more are refused at once."
+    )
+    kafka_deadline_ms: int = Field(
+        6000, ge=1500, description="Longest wait for Kafka: a publication, a commit, a question."
+    )
+    kafka_session_timeout_ms: int = Field(
+        10_000, ge=6000, description="Silence after which a consumer loses its partitions to others."
+    )
+    kafka_poll_interval_ms_max: int = Field(
+        300_000, ge=10_000, description="Longest work on one batch; a consumer that takes longer loses its partitions."
+    )
+    kafka_instance_id: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        max_length=100,
+        description="A name of this process that survives a restart: it gets its partitions back without a rebalance.",
     )
 
     api_host: str = Field("127.0.0.1", description="Address of the API; loopback only until keys exist.")
@@ -215,12 +246,21 @@ def _sentence(error: object) -> str:
     name = ".".join(str(part) for part in error["loc"]) or "settings"
     if error["type"] == "extra_forbidden":
         return f"{name} is no setting; see `freshrank settings`"
-    return f"{name}={without_secrets(error.get('input'))!r} is refused: {error['msg']}"
+    return f"{name}={without_secrets(error.get('input'), name)!r} is refused: {error['msg']}"
 
 
-def without_secrets(value: object) -> object:
-    """A value as it may be shown: the passwords in addresses are left out, also in one that is no address at all."""
-    return re.sub(r"(//[^:/@\s]*:).*@|(password=)[^&\s]*", _hide, value) if isinstance(value, str) else value
+SECRETS = ("password", "secret", "token")
+
+
+def without_secrets(value: object, name: str = "") -> object:
+    """A value as it may be shown: passwords, and those in addresses, are left out, also in one that is no address."""
+    if isinstance(value, dict):
+        return {key: without_secrets(each, str(key)) for key, each in value.items()}
+    if not isinstance(value, str):
+        return value
+    if any(word in name for word in SECRETS):
+        return "***"
+    return re.sub(r"(//[^:/@\s]*:).*@|(password=)[^&\s]*", _hide, value)
 
 
 def _hide(found: re.Match[str]) -> str:

@@ -37,6 +37,7 @@ REQUEST_SECONDS = Histogram("freshrank_request_seconds", "Time of a request", ["
 BATCH_SECONDS = Histogram("freshrank_batch_seconds", "Time to apply one batch", ["consumer"], buckets=SECONDS)
 BATCH_EVENTS = Counter("freshrank_batch_messages_total", "Messages a consumer applied", ["consumer"])
 LAG = Gauge("freshrank_lag_messages", "Messages not yet committed", ["group"])
+MESSAGES_MISSED = Counter("freshrank_messages_missed_total", "Messages gone before their group read them", ["group"])
 ITEMS_AS_OF = Gauge("freshrank_items_as_of", "Sequence number of the item table of this process")
 RELEASE_INFO = Gauge("freshrank_release_live", "1 for the release that this process serves", ["release_id"])
 TEXT_QUEUE = Gauge("freshrank_text_queue", "Items waiting for their text vector")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from sqlalchemy import Engine, select
 
+from services.bus.embedded import EmbeddedBus
 from services.domain import ReleaseInfo, ReleaseInvalid, SettingsInvalid
 from services.items import ItemTable
-from services.ports import Consumer, EventSink, FeatureStore, LogView, SlateLog
+from services.ports import Bus, Consumer, EventSink, FeatureStore, LogView, SlateLog
 from services.recommend import Stages
 from services.settings import Settings, without_secrets
 from services.tables import erasures, open_database, sqlite_engine
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from models.release import ModelRelease
     from services.archive.parts import ParquetArchive
     from services.archive.rejected import SqlQuarantine
-    from services.bus.embedded import EmbeddedBus
+    from services.bus.kafka import KafkaBus
     from services.bus.spool import Spool
     from services.candidates.vectors import ItemVectors
     from services.catalogue.cards import SqlCatalogue
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 ERASED_FOR_S = 2.0
 log = structlog.get_logger()
+KAFKA_MARK = "bus.kafka"
+"""A file that says that a home is an instance, where no log lies in it."""
 
 
 def now() -> datetime:
@@ -62,18 +65,26 @@ class Home:
         return engine
 
     @cached_property
-    def bus(self) -> EmbeddedBus:
+    def bus(self) -> Bus:
         """The log."""
-        from services.bus.embedded import EmbeddedBus
-
         s = self.settings
-        bus = EmbeddedBus(
+        bus = self.kafka if s.bus == "kafka" else EmbeddedBus(
             s.home / "bus.db", s.bus_partitions, s.bus_busy_timeout_ms, s.bus_retention_hours, now=now,
             session_s=s.bus_session_s,
         )  # fmt: skip
         bus.open()
+        if s.bus == "kafka":
+            (s.home / KAFKA_MARK).touch()
         self._closers.append(bus.close)
         return bus
+
+    @cached_property
+    def kafka(self) -> KafkaBus:
+        """Kafka as the settings say, not opened."""
+        from services.bus.kafka import KafkaBus
+        from services.bus.kafka_client import choices_of
+
+        return KafkaBus(choices_of(self.settings), now)
 
     @property
     def sink(self) -> EventSink:
@@ -330,7 +341,10 @@ def feast_command(settings: Settings) -> tuple[list[str], dict[str, str], Path]:
 
 
 def forget_elsewhere(settings: Settings) -> None:
-    """Delete what an instance keeps outside its home: its rows in Redis."""
+    """Delete what an instance keeps outside its home: its rows in Redis, and how far its consumers are on Kafka."""
+    if settings.bus == "kafka":
+        with closing(Home(settings).kafka) as bus:
+            bus.forget()
     if settings.online_store == "redis":
         with open_home(settings) as home:
             home.features.forget_online()

@@ -332,8 +332,8 @@ class EmbeddedView:
             rows = self._connection.execute("SELECT topic FROM subscriptions WHERE name = ? ORDER BY topic", (group,))
             return tuple(topic for (topic,) in rows)
 
-    def log_id(self) -> str:
-        """LogView."""
+    def log_id(self, topic: str) -> str:  # noqa: ARG002
+        """LogView: one file, one identity."""
         return self._log_id
 
     def close(self) -> None:

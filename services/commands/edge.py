@@ -49,7 +49,7 @@ def existing(settings: Settings) -> Settings:
     """The settings again; BadRequest where their home holds no instance, so that looking at one never makes one."""
     from services.domain import BadRequest
 
-    if not (settings.home / "bus.db").exists():
+    if not any((settings.home / mark).exists() for mark in ("bus.db", "bus.kafka")):
         raise BadRequest(f"there is no instance at {settings.home}; `freshrank import` or `freshrank run` makes one")
     return settings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.commands.edge import Json, answer, existing, settings_of
+from services.commands.look import GROUPS
 
 if TYPE_CHECKING:
     from services.settings import Settings
 
-MARKS = ("bus.db", "meta.db", "online.db", "registry.db", "run.lock")
+MARKS = ("bus.db", "bus.kafka", "meta.db", "online.db", "registry.db", "run.lock")
 """A folder with one of these is a home; anything else is never deleted."""
 DATABASES = ("meta.db", "online.db", "registry.db")
 DATABASES_BESIDE = ("online.db",)
@@ -26,6 +28,14 @@ DATABASES_BESIDE = ("online.db",)
 ROWS = 2000
 FOLDERS = ("offline", "archive", "releases", "runs")
 TRIES = 3
+TOPICS_STAY = (
+    "Kafka keeps the topics {prefix}freshrank.*; the consumers have forgotten how far they were, so the next run reads"
+    " again what is there. Delete the topics, or set another kafka_prefix, to begin with nothing."
+)
+LOG_IS_ELSEWHERE = (
+    "The log is on Kafka and not in the copy. Kafka also keeps how far the consumers are: before the copy is used they"
+    " must read again what it lacks, which is harmless. offsets.json in it says where each stood."
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -67,6 +77,8 @@ def reset(
                 _drop_tables(settings)
             wipe(home)
     told = f"{everything} is deleted." if existed else f"There is nothing at {home}; nothing was deleted."
+    if existed and settings.bus == "kafka":
+        told += f" {TOPICS_STAY.format(prefix=settings.kafka_prefix)}"
     answer(as_json, {"deleted": home if existed else None}, lambda: _say(told))
 
 
@@ -114,7 +126,7 @@ def backup(
     half = target.with_name(target.name + ".half")
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)
-    with _log_held(home / "bus.db"):
+    with _log_held(settings) as offsets:
         if settings.database_url:
             _copy_tables(settings, half / "meta.db")
         for name in DATABASES if not settings.database_url else DATABASES_BESIDE:
@@ -123,13 +135,20 @@ def backup(
         for name in FOLDERS:
             if (home / name).exists():
                 _copy_folder(home / name, half / name)
-        _copy_database(home / "bus.db", half / "bus.db")
+        if offsets is None:
+            _copy_database(home / "bus.db", half / "bus.db")
+        else:
+            (half / "bus.kafka").touch()
+            (half / "offsets.json").write_text(json.dumps(offsets, indent=1) + "\n")
     half.rename(target)
+    elsewhere = f" {LOG_IS_ELSEWHERE}" if settings.bus == "kafka" else ""
     size = sum(each.stat().st_size for each in target.rglob("*") if each.is_file())
     answer(
         as_json,
         {"home": home, "backup": target, "bytes": size},
-        lambda: _say(f"{home} is copied to {target} ({size / 1e6:.1f} MB). FRESHRANK_HOME={target} uses it."),
+        lambda: _say(
+            f"{home} is copied to {target} ({size / 1e6:.1f} MB). FRESHRANK_HOME={target} uses it.{elsewhere}"
+        ),
     )
 
 
@@ -146,14 +165,33 @@ def feast(context: typer.Context) -> None:
 
 
 @contextmanager
-def _log_held(path: Path) -> Iterator[None]:
-    """Nothing is accepted or committed meanwhile, so no offset in the copy is newer than the stores' copies."""
-    connection = sqlite3.connect(path, timeout=10, isolation_level=None)
+def _log_held(settings: Settings) -> Iterator[dict[str, int] | None]:
+    """No offset in the copy is newer than the stores' copies.
+
+    A log in the home accepts and commits nothing meanwhile. Kafka goes on: where its consumers stood before the copy
+    began, by group, topic and partition.
+    """
+    if settings.bus == "kafka":
+        yield _offsets(settings)
+        return
+    connection = sqlite3.connect(settings.home / "bus.db", timeout=10, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")
-        yield
+        yield None
     finally:
         connection.close()
+
+
+def _offsets(settings: Settings) -> dict[str, int]:
+    from services import wiring
+
+    with wiring.open_home(settings) as home:
+        return {
+            f"{group} {partition.topic} {partition.number}": offset
+            for group in GROUPS
+            for topic in home.view.topics(group)
+            for partition, offset in home.view.committed(group, topic).items()
+        }
 
 
 def _copy_database(path: Path, target: Path) -> None:

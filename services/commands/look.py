@@ -125,7 +125,7 @@ def settings(
         return
     sources = setting_sources(given)
     rows = [
-        (name, without_secrets(_shown(getattr(given, name))), sources[name], each.description or "")
+        (name, _shown(without_secrets(getattr(given, name))), sources[name], each.description or "")
         for name, each in Settings.model_fields.items()
     ]
     names = ("setting", "value", "from", "meaning")
@@ -275,11 +275,13 @@ def _counts(fields: object) -> list[int]:
 
 
 def _shown(value: object) -> object:
-    return ", ".join(value) if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    return ", ".join(f"{key}={each}" if isinstance(each, str) else key for key, each in value.items())
 
 
 def _markdown_default(value: object) -> str:
-    return "the kinds below" if isinstance(value, dict) else f"`{value}`"
+    return "the kinds below" if value and isinstance(value, dict) else f"`{value}`"
 
 
 def _kinds_table(model: type[Settings]) -> str:

@@ -72,7 +72,14 @@ def _home(context: typer.Context) -> Path:
     given = context.obj.home if isinstance(context.obj, Edge) else None
     # Nothing but the training works while it trains, so it may have every core.
     threads = str(os.cpu_count() or 1)
-    fixed = {"HOME": str(given or DEMO_HOME), "EFFORT": "demo", "RETRAIN_EVERY_HOURS": "0", "TRAIN_THREADS": threads}
+    # Its log lies in its home, and is wiped with it: no film comes into a log that others read.
+    fixed = {
+        "HOME": str(given or DEMO_HOME),
+        "BUS": "embedded",
+        "EFFORT": "demo",
+        "RETRAIN_EVERY_HOURS": "0",
+        "TRAIN_THREADS": threads,
+    }
     os.environ.update({f"FRESHRANK_{name}": value for name, value in fixed.items()})
     home = load_settings().home
     os.environ["FRESHRANK_HOME"] = str(home)

@@ -107,7 +107,7 @@ class TrendsConsumer:
         rules: KindRules,
         history: store.CountsHistory,
         write_parts: WriteParts,
-        log_id: Callable[[], str],
+        log_id: Callable[[str], str],
         now: Callable[[], datetime],
         settings: TrendsSettings = TrendsSettings(),
         erased: Callable[[], Mapping[str, int]] = dict,
@@ -135,12 +135,13 @@ class TrendsConsumer:
         """Load the state of the gained partitions and read on from where it ends. Their users may have met others."""
         self._source = source
         self._users.forget_stored()
-        log_id = self._log_id()
+        log_ids = {topic: self._log_id(topic) for topic in {partition.topic for partition in gained}}
         with self._engine.begin() as connection:
             stored = store.stored_partitions(connection)
             self._closed = next_number(connection, "trends_closed_hour", 0)
             for partition in gained:
-                self._owned[partition] = _owned(connection, partition, stored.get(partition), log_id, self._settings)
+                log_id, before = log_ids[partition.topic], stored.get(partition)
+                self._owned[partition] = _owned(connection, partition, before, log_id, self._settings)
         self._by_place = {(p.topic, p.number): owned for p, owned in self._owned.items()}
         source.seek({p: o.next_offset for p in gained if (o := self._owned[p]).next_offset > 0})
         self._flushed_us = self._flushed_us or to_us(self._now())

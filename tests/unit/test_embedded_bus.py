@@ -72,21 +72,21 @@ def read_all(source: EventSource) -> int:
 
 def test_what_was_published_is_there_after_reopening_under_the_same_identity(opened: Open) -> None:
     bus = opened()
-    identity = bus.view().log_id()
+    identity = bus.view().log_id("freshrank.events")
     bus.sink().publish(outgoing(10))
     bus.close()
     again = opened()
-    assert again.view().log_id() == identity
+    assert again.view().log_id("freshrank.events") == identity
     assert read_all(again.source("features", [EVENTS])) == 10
 
 
 def test_a_log_made_anew_has_another_identity(opened: Open, tmp_path: Path) -> None:
     bus = opened()
-    identity = bus.view().log_id()
+    identity = bus.view().log_id("freshrank.events")
     bus.close()
     for path in tmp_path.glob("bus.db*"):
         path.unlink()
-    assert opened().view().log_id() != identity
+    assert opened().view().log_id("freshrank.events") != identity
 
 
 def test_a_log_keeps_the_number_of_partitions_it_was_made_with(opened: Open) -> None:

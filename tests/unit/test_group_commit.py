@@ -61,7 +61,7 @@ def faulty(bus: EmbeddedBus) -> Iterator[Faulty]:
 
 
 def sink_over(bus: EmbeddedBus, faulty: Faulty) -> EmbeddedSink:
-    return EmbeddedSink(bus, faulty, bus.view().log_id())  # type: ignore[arg-type]
+    return EmbeddedSink(bus, faulty, bus.view().log_id("freshrank.events"))  # type: ignore[arg-type]
 
 
 def raising(statement: str, error: BaseException) -> Callable[[str], None]:

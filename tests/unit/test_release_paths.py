@@ -32,7 +32,7 @@ def publish(home: Home, release_id: str, folder: Path) -> None:
 def original(tmp_path: Path) -> Path:
     path = tmp_path / "home"
     with open_home(settings_at(path)) as home:
-        assert home.view.log_id()
+        assert home.view.log_id("freshrank.events")
         publish(home, "r1", path / "releases" / "r1")
         home.registry.promote("r1")
     return path
