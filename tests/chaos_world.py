@@ -25,6 +25,7 @@ from services.domain import (
     HOUR_US,
     TOPIC_EVENTS,
     TOPIC_ITEMS,
+    TOPIC_SLATES,
     TOPICS,
     Batch,
     Coordinate,
@@ -57,6 +58,12 @@ RULES = KindRules(DEFAULT_KINDS)
 KINDS = ("click",) * 12 + ("purchase", "like", "cart", "hide", "view", "view", "impression", "rating")
 DUPLICATES, LATE, BROKEN, ITEMS, SLATES = 0.02, 0.05, 0.01, 0.03, 0.02
 SPAN = timedelta(hours=6)
+GROUPS = {
+    "features": (TOPIC_EVENTS,),
+    "trends": (TOPIC_EVENTS, TOPIC_SLATES),
+    "archive": TOPICS,
+    "catalogue": (TOPIC_ITEMS,),
+}
 EVER = (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
 
 
@@ -245,6 +252,24 @@ def stored_answer(home: Home) -> Answer:
     users = _users(home.archive.events(*EVER))
     rows = home.features.read_many(users)
     return _answer(home.archive, home.quarantine.list(10**9), rows, home.engine, home.catalogue.all_cards())
+
+
+def offline_answer(home: Home, user_ids: Sequence[str]) -> dict[str, list[tuple[int, str, str, float]]]:
+    """By user, the events (when, item, kind, weight; newest first) of the newest row of the offline history."""
+    later = np.full(len(user_ids), int(EVER[1].timestamp()) * 1_000_000 - 1, dtype=np.int64)
+    rows = home.history.users_at(user_ids, later)
+    events = list(
+        zip(
+            rows.occurred_us.tolist(), [rows.item_ids[code] for code in rows.item_codes.tolist()],
+            [rows.kinds[code] for code in rows.kind_codes.tolist()], rows.weight.tolist(), strict=True,
+        )
+    )  # fmt: skip
+    return {u: events[rows.offsets[n] : rows.offsets[n + 1]] for n, u in enumerate(user_ids)}
+
+
+def events_of(rows: Mapping[str, UserState]) -> dict[str, list[tuple[int, str, str, float]]]:
+    """The same of rows as they are served."""
+    return {u: [(e.occurred_us, e.item_id, e.kind, e.weight) for e in row.events] for u, row in rows.items()}
 
 
 def _users(events: Iterable[Event]) -> list[str]:

@@ -156,6 +156,19 @@ def database_url(_postgres_server: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def server_settings(kafka_servers: str, topic_prefix: str, redis_url: str, database_url: str) -> dict[str, str]:
+    """The settings of an instance on all three servers that nobody else can see."""
+    return {
+        "bus": "kafka",
+        "kafka_servers": kafka_servers,
+        "kafka_prefix": topic_prefix,
+        "online_store": "redis",
+        "redis_url": redis_url,
+        "database_url": database_url,
+    }
+
+
+@pytest.fixture
 def own_stack(live_stack: Stack, request: pytest.FixtureRequest) -> Iterator[Callable[..., Stack]]:
     """`own_stack("redis", "kafka")`: servers of this test alone, which it may stop, kill and pause."""
     stacks: list[Stack] = []
