@@ -1,14 +1,10 @@
-"""What runs in a process of an instance: consumers, a serving instance, one answer, a training run."""
+"""What runs in a process of an instance: consumers, a serving instance, one answer."""
 
 from __future__ import annotations
 
 import gc
-import os
-import socket
-import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timedelta
@@ -23,17 +19,13 @@ from services import heap
 from services.bus.spool import Taken
 from services.consume import consume
 from services.domain import (
-    EPOCH,
     TOPIC_EVENTS,
-    BadRequest,
-    Metric,
     Outgoing,
     PartHealth,
     Query,
     ReleaseInfo,
     Slate,
     StageUnavailable,
-    Verdict,
 )
 from services.items import ItemTable
 from services.memory import MemorySlateLog
@@ -45,17 +37,15 @@ from services.tables import counters, upsert
 from services.wiring import Home, build_stages, check_device, load_release, now, open_home
 
 if TYPE_CHECKING:
+    from services.archive.slates import QueueSlateLog
     from services.candidates.vectors import ItemVectors
     from services.serving import Serving
-    from services.training.parts import ReleaseParts
     from services.training.registry import RunInfo
 
 log = structlog.get_logger()
 Progress = Callable[[int, int, str], None]
 AWAY = (StageUnavailable, SQLAlchemyError, OSError)
 """What a consumer waits out: a store or a log that does not answer."""
-JUDGED_USERS_MAX = {"demo": 1500, "normal": 2500, "full": 10_000}
-"""Users whose lists are asked for to judge a release: about 10 ms each."""
 HELD_BACK = "log_held_back"
 TIDY_EVERY_S = 600.0
 GIVE_BACK_EVERY_S = 15.0
@@ -187,7 +177,6 @@ class Instance:
     """A running instance as the API sees it (`services.api.runtime.Runtime`)."""
 
     def __init__(self, home: Home, slates: SlateLog | None = None) -> None:
-        from services.archive.slates import QueueSlateLog
         from services.features.guarded import GuardedFeatures
 
         self._home = home
@@ -199,7 +188,7 @@ class Instance:
         self.registry = home.registry
         self.quarantine = home.quarantine
         self._spool = home.spool(self.sink)
-        self._queue = None if slates else QueueSlateLog(home.sink, home.settings.slate_queue_max)
+        self._queue = None if slates else _slate_log(home)
         self._slates: SlateLog = slates or self._queue or MemorySlateLog()
         self._vectors: list[ItemVectors] = []
         self._held_back = 0
@@ -308,6 +297,12 @@ class Instance:
             vectors.add(fresh)
 
 
+def _slate_log(home: Home) -> QueueSlateLog:
+    from services.archive.slates import QueueSlateLog
+
+    return QueueSlateLog(home.sink, home.settings.slate_queue_max, home.settings.slate_features_share)
+
+
 def recommend_once(settings: Settings, query: Query) -> Slate:
     """One answer in this process, as the API would give it now."""
     with open_home(settings) as home:
@@ -317,80 +312,3 @@ def recommend_once(settings: Settings, query: Query) -> Slate:
             return recommend(query, instance.stages())
         finally:
             instance.stop()
-
-
-# -------------------------------------------------------------------------------------------- training
-
-
-def retrain(settings: Settings, progress: Progress = unwatched) -> Verdict:
-    """One training run in this process: built, fitted, judged, published, recorded; promoted if the gate says so."""
-    from services.retrain import Training
-    from services.training.lease import Lease
-    from services.training.report import Run, run_training
-
-    with open_home(settings) as home:
-        parts = _release_parts(home, progress)
-        lease = Lease(
-            home.engine, "retrain", f"{socket.gethostname()} process {os.getpid()} ({uuid.uuid4().hex[:8]})", now
-        )
-        run = Run(home.registry, lease, settings.home / "runs", settings.effort, now, settings.release_keep)
-        return run_training(Training(parts, home.registry), run)
-
-
-def evaluate(settings: Settings, progress: Progress = unwatched) -> tuple[Metric, ...]:
-    """The live release on everything that came after what it learned from, beside the baselines (`temporal`)."""
-    with open_home(settings) as home:
-        live = home.registry.live()
-        if live is None:
-            raise BadRequest("there is no live release to evaluate; `freshrank retrain` makes one")
-        return _release_parts(home, progress).measure(live, now())
-
-
-def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
-    from services.training.columns import columns_of_arrow
-    from services.training.cutoff import ItemsAtCut
-    from services.training.gate import Gate
-    from services.training.parts import Choices, ReleaseParts, Sources
-    from services.training.served import lists_between
-
-    s = home.settings
-    rules = s.kind_rules()
-    sources = Sources(
-        events=lambda until: columns_of_arrow(home.archive.events_table(EPOCH, until), rules),
-        history=home.history,
-        items_at=ItemsAtCut(home.items, home.history),
-        stages_for=lambda release, items, features: build_stages(release, items, features, MemorySlateLog(0))[0],
-        load=lambda info: load_release(info, s.device),
-        served=lambda since_us, until_us, chosen: lists_between(home.archive, rules, since_us, until_us, chosen),
-    )
-    choices = Choices(
-        effort=s.effort, seed=s.seed, releases=s.home / "releases", text_encoder=s.text_encoder, device=s.device,
-        threads=s.train_threads, gate=Gate(s.judge_share, s.judge_days_max, users_max=JUDGED_USERS_MAX[s.effort]),
-    )  # fmt: skip
-    return ReleaseParts(sources, choices, progress)
-
-
-def run_scheduler(settings: Settings, stopped: Callable[[], bool]) -> None:
-    """Start a training run in a process of its own every `retrain_every_hours`, until `stopped`."""
-    from services.training.schedule import ChildCommand, RetrainSchedule
-
-    if settings.retrain_every_hours == 0:
-        return
-    every = timedelta(hours=settings.retrain_every_hours)
-    command = (sys.executable, "-m", "services.cli", "retrain", "--json")
-    environment = {"FRESHRANK_HOME": str(settings.home)}
-    child = ChildCommand(command, environment, settings.train_threads)
-
-    def begin() -> RetrainSchedule:
-        schedule = RetrainSchedule(home.engine, every, child)
-        schedule.start(now() + every)
-        return schedule
-
-    with open_home(settings) as home:
-        try:
-            schedule = Patience("scheduler", AWAY, threading.Event()).call(begin, stopped)
-        except Stopped:
-            return
-        while not stopped():
-            time.sleep(WATCH_EVERY_S)
-        schedule.stop()

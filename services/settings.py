@@ -160,6 +160,10 @@ class Settings(BaseSettings):
     release_keep: int = Field(5, ge=2, description="Release folders kept; the live one is never removed.")
 
     slate_queue_max: int = Field(10_000, ge=1, description="Slates waiting to be recorded; more are dropped.")
+    slate_features_share: float = Field(
+        0.05, ge=0, le=1, description="Share of the slates that record the features of their picks, for `parity`."
+    )
+    parity_every_hours: float = Field(6.0, ge=0, description="Period of scheduled parity checks; 0 switches them off.")
     store_deadline_ms: int = Field(200, ge=1, description="Longest wait for the feature store in a request.")
     impressions_from: Literal["slates", "clients", "none"] = Field(
         "slates", description="Where impressions are counted from; never both."

@@ -40,6 +40,8 @@ LAG = Gauge("freshrank_lag_messages", "Messages not yet committed", ["group"])
 MESSAGES_MISSED = Counter("freshrank_messages_missed_total", "Messages gone before their group read them", ["group"])
 ITEMS_AS_OF = Gauge("freshrank_items_as_of", "Sequence number of the item table of this process")
 RELEASE_INFO = Gauge("freshrank_release_live", "1 for the release that this process serves", ["release_id"])
+PARITY_SHARE = Gauge("freshrank_parity_share", "Share of sampled lists whose features the join gives again")
+PARITY_LISTS = Gauge("freshrank_parity_lists", "Lists that the newest parity check compared")
 TEXT_QUEUE = Gauge("freshrank_text_queue", "Items waiting for their text vector")
 
 

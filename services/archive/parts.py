@@ -6,6 +6,7 @@ there. Reading streams through DuckDB, day by day, and drops repeats and erased 
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -130,6 +131,18 @@ class ParquetArchive:
             for batch in self._stream(query, paths, since, until, request_ids or ()):
                 yield from map(wire.decode_slate, batch.column("message").to_pylist())
 
+    def slates_with_features(self, since: datetime, until: datetime, most: int) -> list[Slate]:
+        """Slates that recorded features, by the time they were asked for; where there are more than `most`, some of
+        them, chosen by their request ids."""
+        few = f"ORDER BY md5(request_id) LIMIT {int(most)}"
+        query = f"SELECT message FROM ({_slates_query('request_id, message', False, _WITH_FEATURES)}) {few}"
+        found: list[Slate] = []
+        for paths in self._chunks(SLATES, since, until):
+            for batch in self._stream(query, paths, since, until):
+                found += map(wire.decode_slate, batch.column("message").to_pylist())
+        chosen = sorted(found, key=lambda slate: hashlib.md5(slate.request_id.encode()).hexdigest())[:most]
+        return sorted((slate for slate in chosen if slate.features), key=lambda slate: slate.asked_at)
+
     def slates_served(self, since: datetime, until: datetime) -> int:
         """How many slates `slates` would give."""
         query = f"SELECT count(*) AS served FROM ({_slates_query('asked_us', False)})"
@@ -215,8 +228,11 @@ _ITEMS_QUERY = f"""
     ORDER BY accepted_us, topic, "partition", "offset" """
 
 
-def _slates_query(wanted: str, only_asked: bool) -> str:
-    some = "AND request_id IN (SELECT request_id FROM asked)" if only_asked else ""
+_WITH_FEATURES = """AND contains(decode(message), '"features":"')"""
+
+
+def _slates_query(wanted: str, only_asked: bool, some: str = "") -> str:
+    some += "AND request_id IN (SELECT request_id FROM asked)" if only_asked else ""
     return f"""
         SELECT {wanted} FROM read_parquet($paths) AS slate ANTI JOIN gone
         ON slate.user_id = gone.user_id AND slate.asked_us < gone.erased_us

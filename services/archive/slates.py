@@ -5,11 +5,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from dataclasses import replace
 
 import structlog
 
 from services import wire
-from services.domain import Slate, StageUnavailable
+from services.domain import Slate, StageUnavailable, hash64
 from services.ports import EventSink
 from services.telemetry import SLATES_DROPPED
 
@@ -21,10 +22,14 @@ GATHER_S = 0.2
 
 
 class QueueSlateLog:
-    """The SlateLog port over a sink. Best effort: what does not fit the queue, or the bus refuses, is counted."""
+    """The SlateLog port over a sink. Best effort: what does not fit the queue, or the bus refuses, is counted.
 
-    def __init__(self, sink: EventSink, queue_max: int) -> None:
+    Features are recorded of a `features_share` of the slates; which ones follows from their request ids.
+    """
+
+    def __init__(self, sink: EventSink, queue_max: int, features_share: float = 1.0) -> None:
         self._sink = sink
+        self._features_below = int(features_share * 2**64) - 2**63  # hash64 is signed
         self._queue: queue.Queue[Slate] = queue.Queue(queue_max)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -35,6 +40,8 @@ class QueueSlateLog:
         """SlateLog. The thread starts with the first slate."""
         if self._thread is None:
             self._start()
+        if slate.features and hash64(slate.request_id) >= self._features_below:
+            slate = replace(slate, features=b"")
         try:
             self._queue.put_nowait(slate)
         except queue.Full:

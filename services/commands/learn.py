@@ -1,22 +1,25 @@
-"""retrain, evaluate: the model's life."""
+"""retrain, evaluate, parity: the model's life."""
 
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.commands.edge import Bars, Json, answer, bars, existing, settings_of, table
+from services.commands.edge import Bars, Json, answer, bars, existing, now, settings_of, table
 
 if TYPE_CHECKING:
     from services.domain import Metric
+    from services.training.parity import Parity
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(epilog="Example: freshrank retrain --effort demo")(retrain)
     app.command(epilog="Example: freshrank evaluate --protocol temporal --json")(evaluate)
+    app.command(epilog="Example: freshrank parity --sample 500 --since 2026-11-01T00:00Z")(parity)
 
 
 def retrain(
@@ -29,7 +32,7 @@ def retrain(
 
     It is trained on all events but the newest, judged on those, and promoted if it holds.
     """
-    from services import processes
+    from services import learning
 
     settings = settings_of(context, "retrain")
     if effort is not None:
@@ -37,7 +40,7 @@ def retrain(
 
         settings = load_settings(effort=effort)
     with bars(show_bars or not as_json) as progress:
-        verdict = processes.retrain(settings, progress)
+        verdict = learning.retrain(settings, progress)
     outcome = "promoted" if verdict.promoted else "not promoted"
     answer(
         as_json,
@@ -61,15 +64,54 @@ def evaluate(
 
     Asked on the newest events, beside windowed popularity and item-kNN.
     """
-    from services import processes
+    from services import learning
     from services.domain import BadRequest
 
     if protocol != "temporal":
         raise BadRequest(f"there is no protocol {protocol!r}; there is temporal")
     settings = existing(settings_of(context, "evaluate"))
     with bars(not as_json) as progress:
-        metrics = processes.evaluate(settings, progress)
+        metrics = learning.evaluate(settings, progress)
     answer(as_json, {"protocol": protocol, "metrics": metrics}, lambda: print_metrics(protocol, metrics))
+
+
+def parity(
+    context: typer.Context,
+    sample: Annotated[int, typer.Option(min=1, help="Most lists to compare.")] = 200,
+    since: Annotated[str | None, typer.Option(help="Lists served since then; a day ago when left out.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the features that served lists recorded with those that training would join for them.
+
+    All should agree; every difference is named with its cause.
+    """
+    from services import learning
+    from services.fields import parse_time
+
+    settings = existing(settings_of(context, "parity"))
+    begin = now() - timedelta(days=1) if since is None else parse_time(since, "since")
+    report = learning.parity(settings, sample, begin)
+    answer(as_json, {"share": report.share, **fields_of(report)}, lambda: print_parity(report))
+
+
+def fields_of(report: Parity) -> dict[str, object]:
+    """A report by the names of its fields."""
+    from dataclasses import asdict
+
+    return asdict(report)
+
+
+def print_parity(report: Parity) -> None:
+    """The share in a sentence, then what does not agree."""
+    if report.share is None:
+        say("No list that recorded features was served since then: nothing to compare")
+        return
+    lists = f"{report.agreed:,} of {report.compared:,} lists ({report.picks:,} picks)"
+    say(f"{lists} have the very features that training would join for them: {report.share:.2%}")
+    if report.causes:
+        table("What differs", ("lists", "cause"), [(count, cause) for cause, count in sorted(report.causes.items())])
+        rows = [(d.request_id, d.item_id, d.feature, f"{d.served:g}", f"{d.joined:g}") for d in report.differences]
+        table("For example", ("request", "item", "feature", "served", "joined"), rows[:10])
 
 
 def print_metrics(title: str, metrics: tuple[Metric, ...]) -> None:

@@ -137,9 +137,9 @@ def consume(
 
 @contextmanager
 def _scheduler(settings: Settings, stopping: threading.Event) -> Iterator[None]:
-    from services import processes
+    from services import learning
 
-    thread = threading.Thread(target=processes.run_scheduler, args=(settings, stopping.is_set), name="scheduler")
+    thread = threading.Thread(target=learning.run_scheduler, args=(settings, stopping.is_set), name="scheduler")
     thread.start()
     try:
         yield

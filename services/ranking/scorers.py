@@ -76,7 +76,8 @@ class AttentionScorer:
             reading.history, now_us // SECOND_US, vectors, features, vectors @ reading.user_vector
         )
         assert bool(np.isfinite(scores).all()), f"{self.name} gave a score that is no number"
-        written = features.astype("<f4", copy=False).tobytes() if query.record else b""
+        from_history = query.record and query.user_id is not None and not query.recent  # a row that can be joined again
+        written = features.astype("<f4", copy=False).tobytes() if from_history else b""
         known = Known(block.as_of, block.as_of_us, written, features.shape[1])
         return Scores([float(each) for each in scores], known)
 

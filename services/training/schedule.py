@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -95,6 +95,38 @@ class RetrainSchedule:
             stop_children()
             self._scheduler.shutdown(wait=True)
             self._scheduler = None
+
+
+class WhileRunning:
+    """Starts `child` every `every_s` (0: never) while this process runs, for the first time after one period; what was
+    missed is not made up for, and two never overlap. `after` is called when one has ended well."""
+
+    def __init__(self, every_s: float, child: ChildCommand, after: Callable[[], None]) -> None:
+        self._every_s = every_s
+        self._child = child
+        self._after = after
+        self._next_s: float | None = None
+        self._thread: threading.Thread | None = None
+
+    def look(self, now_s: float) -> None:
+        """Start one where it is time; `now_s` is a clock that only rises."""
+        if self._next_s is None:
+            self._next_s = now_s + self._every_s
+        if self._every_s == 0 or now_s < self._next_s or (self._thread and self._thread.is_alive()):
+            return
+        self._next_s = now_s + self._every_s
+        self._thread = threading.Thread(target=self._run, name="scheduled", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the one that is under way."""
+        stop_children()
+        if self._thread is not None:
+            self._thread.join(STOP_WAIT_S)
+
+    def _run(self) -> None:
+        if start_child(list(self._child.command), dict(self._child.environment), self._child.threads) == 0:
+            self._after()
 
 
 @dataclass(slots=True)

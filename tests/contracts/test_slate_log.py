@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -67,6 +68,24 @@ class TestQueue(SlateLogContract):
         source.poll(0, 0)
         yield slates, lambda: [decode_slate(message.value) for message in source.poll(100, 0).messages]
         slates.close()
+
+
+def test_features_are_recorded_of_a_share_of_the_slates_which_their_request_ids_choose() -> None:
+    bus = MemoryBus(1, lambda: NOW)
+    recorded = []
+    for share in (0.0, 0.25, 0.25, 1.0):
+        slates = QueueSlateLog(bus, 1000, share)
+        source = bus.source("archive", ["freshrank.slates"])
+        for number in range(400):
+            slates.record(replace(slate(f"r{number}"), features=b"\x00" * 8))
+        slates.close()
+        read = [decode_slate(m.value) for _ in range(3) for m in source.poll(1000, 0).messages][-400:]
+        assert [each.request_id for each in read] == [f"r{number}" for number in range(400)]
+        recorded.append({each.request_id for each in read if each.features})
+        source.close()
+    assert (len(recorded[0]), len(recorded[3])) == (0, 400)
+    assert recorded[1] == recorded[2]
+    assert 70 < len(recorded[1]) < 130
 
 
 class StuckSink:

@@ -18,15 +18,17 @@ from services import wire
 from services.api.app import create_app
 from services.archive.parts import FOR_EVER
 from services.demo.world import WorldSize, make_world
-from services.domain import from_us, to_us
+from services.domain import Interaction, UserState, from_us, to_us
+from services.learning import parity, retrain
 from services.memory import MemorySlateLog
-from services.processes import Instance, retrain, run_consumer
+from services.processes import Instance, run_consumer
 from services.settings import Settings
-from services.signals import RANKING_FEATURES
+from services.signals import COUNTS_WIDTH, RANKING_FEATURES
 from services.training.columns import columns_of_arrow
 from services.training.cutoff import ItemsAtCut
 from services.training.examples import corpus_of
 from services.training.gate import Gate
+from services.training.parity import COUNTS_DIFFER, ROW_DIFFERS
 from services.training.parts import Choices, ReleaseParts, Sources
 from services.training.report import report_text
 from services.training.served import ServedLists, ServedRules, list_examples, lists_between
@@ -72,7 +74,10 @@ def serve_round(client: TestClient, loop: Loop, number: int) -> None:
 def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     threads = torch.get_num_threads()
     folder: Path = tmp_path_factory.mktemp("home")
-    settings = Settings(home=folder, text_encoder="hashing", device="cpu", effort="demo", train_threads=1)
+    settings = Settings(
+        home=folder, text_encoder="hashing", device="cpu", effort="demo", train_threads=1,
+        slate_features_share=1.0,
+    )  # fmt: skip
     made = Loop(settings)
     world = make_world(SIZE, seed=3, ends_at=now() - timedelta(minutes=1))
     with open_home(settings) as home:
@@ -137,6 +142,15 @@ def test_the_examples_have_the_very_features_that_were_served(loop: Loop) -> Non
         assert (made.features[place][known] == logged[: len(known)][known[: len(logged)]]).all()
 
 
+def test_every_served_list_has_the_features_that_the_join_gives(loop: Loop) -> None:
+    report = parity(loop.settings, 10_000, now() - timedelta(hours=1))
+    assert (report.compared, report.agreed) == (ROUNDS * SIZE.users, ROUNDS * SIZE.users), report.causes
+    assert report.picks == ROUNDS * SIZE.users * LIMIT
+    some = parity(loop.settings, 50, now() - timedelta(hours=1))
+    assert (some.compared, some.share) == (50, 1.0)
+    assert parity(loop.settings, 50, now()).share is None
+
+
 def test_the_next_release_learns_from_them_and_says_so(loop: Loop) -> None:
     """Cut before the newest clicks: lists and clicks after the cut are the judge's."""
     with open_home(loop.settings) as home:
@@ -163,3 +177,22 @@ def test_the_next_release_learns_from_them_and_says_so(loop: Loop) -> None:
         f"Ranking was learned from {release.manifest.notes['lists']:.0f} served lists"
     )
     assert verdict.learned_from in report_text("run", moment, 1.0, "demo", verdict, verdict.reason)
+
+
+def test_a_history_that_was_tampered_with_is_found_and_named(loop: Loop) -> None:
+    """One user's rows and one item's counts are written over, newer, at the very times that lists name."""
+    with open_home(loop.settings) as home:
+        slates = list(home.archive.slates(*FOR_EVER))
+        lists = [slate for slate in slates if slate.user_id == "u3"]
+        item_id = slates[0].items[0].item_id
+        for row_time_us in {slate.user_row_time_us for slate in lists}:
+            event = Interaction(row_time_us, 1, item_id, "hide", None, -1.0)
+            home.features.append_history([UserState("u3", (event,), row_time_us=row_time_us)], now())
+        for as_of_us in {slate.items_as_of_us for slate in slates}:
+            counts = np.full((1, COUNTS_WIDTH), 77, dtype=np.float32)
+            home.features.append_item_live([item_id], counts, np.array([as_of_us]), as_of_us, now())
+    report = parity(loop.settings, 10_000, now() - timedelta(hours=1))
+    with_item = [slate for slate in slates if item_id in {pick.item_id for pick in slate.items}]
+    assert report.causes[ROW_DIFFERS] == len(lists) == ROUNDS
+    assert report.causes[COUNTS_DIFFER] == len(with_item)
+    assert report.agreed == len(slates) - len({slate.request_id for slate in lists + with_item})

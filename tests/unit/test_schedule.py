@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine
 
 from services.domain import BadRequest
-from services.training.schedule import NICENESS, ChildCommand, RetrainSchedule, start_child, stop_children
+from services.training.schedule import NICENESS, ChildCommand, RetrainSchedule, WhileRunning, start_child, stop_children
 
 TELL = "import os, sys, time; time.sleep(0.3); open(sys.argv[1], 'a').write(f'{os.nice(0)} {os.environ[\"OMP_NUM_THREADS\"]} {os.environ[\"WHERE\"]}\\n')"  # noqa: E501
 
@@ -44,6 +44,30 @@ def test_a_run_is_a_process_of_its_own_niced_with_a_thread_limit(engine: Engine,
     finally:
         schedule.stop()
     assert schedule.next_at() is None
+
+
+def test_what_repeats_while_running_starts_after_a_period_never_twice_at_once_and_tells_when_it_ended(
+    tmp_path: Path,
+) -> None:
+    told, ended = tmp_path / "told", []
+    repeated = WhileRunning(60.0, child(told), lambda: ended.append(1))
+    for now_s in (1000.0, 1059.9, 1060.0, 1121.0):  # the last one is due while the first still sleeps
+        repeated.look(now_s)
+    until(lambda: bool(ended))
+    assert len(told.read_text().splitlines()) == 1
+    repeated.look(1181.0)
+    until(lambda: len(ended) == 2)
+    repeated.stop()
+    never = WhileRunning(0.0, child(told), lambda: ended.append(1))
+    never.look(0.0)
+    never.look(1e9)
+    failing = WhileRunning(
+        1.0, ChildCommand((sys.executable, "-c", "raise SystemExit(3)"), {}), lambda: ended.append(3)
+    )
+    failing.look(0.0)
+    failing.look(1.0)
+    failing.stop()
+    assert ended == [1, 1]
 
 
 def test_the_next_time_survives_a_restart_and_a_changed_period_sets_it_anew(engine: Engine, tmp_path: Path) -> None:
