@@ -33,7 +33,7 @@ def retrain(settings: Settings, progress: Progress = unwatched) -> Verdict:
     from services.training.lease import Lease
     from services.training.report import Run, run_training
 
-    with open_home(settings) as home:
+    with open_home(settings) as home, home.reporter("retrain"):
         parts = _release_parts(home, progress)
         lease = Lease(
             home.engine, "retrain", f"{socket.gethostname()} process {os.getpid()} ({uuid.uuid4().hex[:8]})", now

@@ -32,6 +32,7 @@ from services.memory import MemorySlateLog
 from services.patience import Patience, PatientConsumer, PatientSource, Stopped
 from services.ports import Consumer, FeatureStore, SlateLog
 from services.recommend import Stages, recommend
+from services.reports import Pulse
 from services.settings import Settings
 from services.tables import counters, upsert
 from services.wiring import Home, build_stages, check_device, load_release, now, open_home
@@ -80,7 +81,7 @@ def run_consumer(
             errors.append(error)
             stopping.set()
 
-    with open_home(settings) as home, ExitStack() as settling:
+    with open_home(settings) as home, home.reporter("+".join(names)), ExitStack() as settling:
         threads: list[threading.Thread] = []
         topics: dict[str, tuple[str, ...]] = {}
         try:
@@ -194,6 +195,9 @@ class Instance:
         self._held_back = 0
         self._serving = self._make_serving()
         self.items = self._serving.items
+        self._pulse = Pulse(self.view, home.told, home.objective, now, self._serving.ages_s)
+        self.told, self.ages_s, self.waiting_s = home.told, self._serving.ages_s, self._pulse.waiting_s
+        self._reporter = None if slates else home.reporter("api", self._pulse.serving)
 
     def now(self) -> datetime:
         """Runtime."""
@@ -216,6 +220,8 @@ class Instance:
             self.features.read("warm-up")
         except StageUnavailable as error:
             log.warning("started_without_features", error=str(error))
+        if self._reporter is not None:
+            self._reporter.start()
         gc.collect()
         heap.give_back()
         gc.freeze()  # items and models stay: no collection needs to look through them again
@@ -223,6 +229,8 @@ class Instance:
     def stop(self) -> None:
         """Runtime."""
         gc.unfreeze()
+        if self._reporter is not None:
+            self._reporter.stop()
         self._serving.stop()
         self._spool.close()
         if self._queue is not None:
@@ -248,6 +256,7 @@ class Instance:
                 health[name] = ask()
             except AWAY as error:  # worse, but it works: an instance taken out of service would help nobody
                 health[name] = PartHealth("yellow", f"{without}: {error}")
+        health["freshness"] = self._pulse.health()
         return health
 
     def _database_health(self) -> PartHealth:
@@ -281,7 +290,7 @@ class Instance:
 
         s, feed = self.settings, self._home.feed
         paces = Paces(s.items_poll_ms / 1000)
-        return Serving(feed, self.registry, self._build, self._refresh, now, paces, s.listed_only)
+        return Serving(feed, self.registry, self._build, self._refresh, now, paces, s.listed_only, self._home.ages)
 
     def _build(self, info: ReleaseInfo | None, items: ItemTable) -> Stages:
         release = load_release(info, self.settings.device) if info else None

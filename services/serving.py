@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
@@ -15,6 +15,7 @@ from typing import Protocol
 import structlog
 
 from services.domain import FreshrankError, PartHealth, Query, ReleaseInfo, StageUnavailable, to_us
+from services.freshness import Ages, Arrived
 from services.items import ItemTable
 from services.ports import ReleaseRegistry
 from services.recommend import Stages, recommend
@@ -36,6 +37,9 @@ class Feed(Protocol):
 
     def poll(self, table: ItemTable) -> int:
         """What changed since the table's `as_of`; returns how many changes were applied."""
+
+    def arrived(self, since: int, until: int) -> Sequence[Arrived]:
+        """When the messages behind the changes above `since` up to `until` were accepted."""
 
 
 class StageBuilder(Protocol):
@@ -73,6 +77,7 @@ class Serving:
         now: Callable[[], datetime],
         paces: Paces,
         listed_only: bool = False,
+        ages: Ages | None = None,
     ) -> None:
         self.items = ItemTable(listed_only)
         self._feed = feed
@@ -87,7 +92,8 @@ class Serving:
         self._refused_because = ""
         self._try_again_at = 0.0
         self._troubles: dict[str, str] = {}
-        self._fed_at = 0.0
+        self._fed_at = self._changed_at = 0.0
+        self._ages = ages or Ages()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -103,7 +109,7 @@ class Serving:
     def start(self) -> None:
         """Load the items and the live release (a damaged one is named and left out), then watch both."""
         self._feed.load(self.items)
-        self._fed_at = time.monotonic()
+        self._fed_at = self._changed_at = time.monotonic()
         self._stages = self._build(None, self.items)
         self._follow_release()
         for name, step, pause_s in (
@@ -119,6 +125,12 @@ class Serving:
         self._stopping.set()
         for thread in self._threads:
             thread.join(timeout=5)
+
+    def ages_s(self) -> dict[str, float]:
+        """Seconds since the item table was last compared with its feed (`fed`), and since a change came (`changed`; at
+        the start everything does)."""
+        now = time.monotonic()
+        return {"changed": now - self._changed_at, "fed": now - self._fed_at}
 
     def health(self) -> dict[str, PartHealth]:
         """How the item feed and the model are."""
@@ -151,13 +163,17 @@ class Serving:
                 log.warning("watch_failed", step=name, error=str(error), kind=type(error).__name__)
 
     def _follow_items(self) -> None:
+        before = self.items.as_of
         changed = self._feed.poll(self.items)
         self._fed_at = time.monotonic()
         if changed:
+            self._changed_at = self._fed_at
             self._refresh()
             with self._swap:
                 self._stages = self._as_of_now(self._held())
             ITEMS_AS_OF.set(self.items.as_of)
+            visible_us = to_us(self._now())
+            self._ages.observe_arrived(self._feed.arrived(before, self.items.as_of), visible_us)
 
     def _follow_release(self) -> None:
         live = self._registry.live()

@@ -159,6 +159,11 @@ class Settings(BaseSettings):
     seed: int = Field(1, description="Seed of training.")
     release_keep: int = Field(5, ge=2, description="Release folders kept; the live one is never removed.")
 
+    freshness_objective_ms: int = Field(1000, ge=1, description="Age at which a live event shall be in its user's row,")
+    freshness_objective_share: float = Field(0.99, gt=0, lt=1, description="for this share of them; else health says.")
+    freshness_window_s: float = Field(300.0, ge=20, le=3600, description="What freshness is judged over.")
+    report_every_ms: int = Field(2000, ge=100, description="How often a process tells the others how it is.")
+
     slate_queue_max: int = Field(10_000, ge=1, description="Slates waiting to be recorded; more are dropped.")
     slate_features_share: float = Field(
         0.05, ge=0, le=1, description="Share of the slates that record the features of their picks, for `parity`."

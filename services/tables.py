@@ -72,6 +72,22 @@ items_live = Table(
     Index("items_live_seq", "seq"),
 )
 
+live_arrivals = Table(
+    "live_arrivals",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False, comment="the last number that one write took"),
+    Column("part", String(16), nullable=False),
+    Column("arrivals", LargeBinary, nullable=False, comment="when the messages behind that write were accepted"),
+)
+
+process_reports = Table(
+    "process_reports",
+    metadata,
+    Column("process_id", String(64), primary_key=True),
+    Column("at_us", BigInteger, nullable=False),
+    Column("report", LargeBinary, nullable=False),
+)
+
 counters = Table(
     "counters",
     metadata,

@@ -19,9 +19,11 @@ from sqlalchemy import Engine, select
 
 from services.bus.embedded import EmbeddedBus
 from services.domain import ReleaseInfo, ReleaseInvalid, SettingsInvalid
+from services.freshness import Ages, Objective
 from services.items import ItemTable
 from services.ports import Bus, Consumer, EventSink, FeatureStore, LogView, SlateLog
 from services.recommend import Stages
+from services.reports import Reporter, Serving, Told, nothing_served, told
 from services.settings import Settings, without_secrets
 from services.tables import erasures, open_database, sqlite_engine
 
@@ -85,6 +87,25 @@ class Home:
         from services.bus.kafka_client import choices_of
 
         return KafkaBus(choices_of(self.settings), now)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """What freshness is held to."""
+        s = self.settings
+        return Objective(s.freshness_objective_ms, s.freshness_objective_share, s.freshness_window_s)
+
+    @cached_property
+    def ages(self) -> Ages:
+        """What this process measures of freshness."""
+        return Ages(self.objective)
+
+    def told(self) -> Told:
+        """What the processes of the instance tell of themselves."""
+        return told(self.engine, self.objective, now())
+
+    def reporter(self, role: str, serving: Callable[[], Serving] = nothing_served) -> Reporter:
+        """What tells the others how this process is."""
+        return Reporter(lambda: self.engine, self.ages, role, now, self.settings.report_every_ms / 1000, serving)
 
     @property
     def sink(self) -> EventSink:
@@ -208,7 +229,9 @@ class Home:
                 from services.features.consumer import FeaturesConsumer
 
                 self.refuse_volatile()
-                return FeaturesConsumer(self.features, s.kind_rules(), now, s.features_cache_users, self.erased)
+                return FeaturesConsumer(
+                    self.features, s.kind_rules(), now, s.features_cache_users, self.erased, self.ages
+                )
             case "trends":
                 from services.catalogue.live import write_parts
                 from services.trends.consumer import TrendsConsumer, TrendsSettings

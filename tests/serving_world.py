@@ -30,11 +30,13 @@ from services.domain import (
     hash64,
     to_us,
 )
+from services.freshness import figures
 from services.items import CardPart, CovisitsPart, ItemChanged, ItemTable, StatsPart, VectorPart
 from services.memory import MemoryBus, MemoryFeatureStore, MemoryQuarantine, MemoryRegistry, MemorySlateLog
 from services.ranking.arrange import TopByScore
 from services.ranking.scorers import AttentionScorer, RetrievalOrderScorer
 from services.recommend import Stages
+from services.reports import Report, Told
 from services.settings import Settings
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -164,6 +166,7 @@ class MemoryRuntime:
         self.slates = MemorySlateLog()
         self.release: HandRelease | None = HandRelease()
         self.health = {"bus": PartHealth("green"), "model": PartHealth("yellow", "no release yet")}
+        self.reports: tuple[Report, ...] = ()
         self.history: list[str] = []
         self.past_runs: tuple[Run, ...] = ()
 
@@ -184,6 +187,17 @@ class MemoryRuntime:
 
     def parts(self) -> Mapping[str, PartHealth]:
         return self.health
+
+    def told(self) -> Told:
+        windows = [window for report in self.reports for window in report.windows]
+        now_us = to_us(self.clock)
+        return Told(self.reports, figures(windows, now_us, self.settings.freshness_window_s), now_us)
+
+    def ages_s(self) -> Mapping[str, float]:
+        return {"changed": 7.0, "fed": 0.25}
+
+    def waiting_s(self) -> Mapping[str, float]:
+        return {"features": 3.0}
 
     def runs(self, limit: int) -> Sequence[Run]:
         return self.past_runs[:limit]

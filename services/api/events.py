@@ -21,7 +21,7 @@ from services.api.runtime import Runtime
 from services.api.schemas import EventBody, EventsAnswer, ProblemAnswer
 from services.bus.spool import Taken
 from services.domain import TOPIC_EVENTS, Outgoing
-from services.telemetry import EVENTS_ACCEPTED
+from services.telemetry import EVENTS_ACCEPTED, EVENTS_CLAMPED
 from services.wire import EVENT_ALIASES, encode_event, parse_event
 
 _IDS = ("event_id", *EVENT_ALIASES["event_id"])
@@ -115,6 +115,8 @@ def _take(body: bytes, content_type: str, runtime: Runtime, refusals: Refusals) 
 
 def _message(fields: Mapping[str, object], accepted_at: datetime, noted: Noted) -> Outgoing:
     event = parse_event(fields, accepted_at)
+    if event.occurred_at >= accepted_at and any(fields.get(name) is not None for name in _TIMES):
+        EVENTS_CLAMPED.labels("api").inc()
     noted.kinds.add(event.kind)
     noted.unrepeatable += not any(fields.get(name) is not None for name in (*_IDS, *_TIMES))
     return encode_event(event)

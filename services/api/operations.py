@@ -9,20 +9,14 @@ from fastapi import Query as Parameter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from services.api.measured import measure
 from services.api.problems import Problem
 from services.api.recommendations import json_response
 from services.api.runtime import Run, Runtime
-from services.domain import TOPIC_EVENTS, TOPIC_ITEMS, TOPIC_SLATES, TOPICS, Metric, ReleaseInfo
+from services.domain import Metric, ReleaseInfo
 from services.quarantine import Entry, Wanted
-from services.telemetry import LAG, exposition
+from services.telemetry import exposition
 
-GROUP_TOPICS = {
-    "features": (TOPIC_EVENTS,),
-    "trends": (TOPIC_EVENTS, TOPIC_SLATES),
-    "archive": TOPICS,
-    "catalogue": (TOPIC_ITEMS,),
-}
-"""What a group waits for that has never joined; the others say in the log what they read."""
 Many = Annotated[int, Parameter(ge=1, le=1000, description="How many at most.")]
 
 
@@ -86,15 +80,8 @@ def _add_health(routes: APIRouter, runtime: Runtime) -> None:
     @routes.get("/metrics", tags=["health"])
     def metrics() -> Response:
         """Prometheus text."""
-        for group, topics in GROUP_TOPICS.items():
-            read = runtime.view.topics(group) or topics
-            LAG.labels(group).set(sum(_lag(runtime, group, topic) for topic in read))
+        measure(runtime)
         return Response(exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-
-def _lag(runtime: Runtime, group: str, topic: str) -> int:
-    committed = runtime.view.committed(group, topic)
-    return sum(end - committed.get(partition, 0) for partition, end in runtime.view.ends(topic).items())
 
 
 def _release(info: ReleaseInfo) -> dict[str, object]:

@@ -11,6 +11,7 @@ from services.domain import Metric, Outgoing, PartHealth
 from services.items import ItemTable
 from services.ports import Catalogue, EventSink, FeatureStore, LogView, Quarantine, ReleaseRegistry
 from services.recommend import Stages
+from services.reports import Told
 from services.settings import Settings
 
 
@@ -89,6 +90,15 @@ class Runtime(Protocol):
 
     def parts(self) -> Mapping[str, PartHealth]:
         """How each part is. Quick: it is asked every second. Ready means that none is red."""
+
+    def told(self) -> Told:
+        """What all processes of the instance tell of themselves. Raises StageUnavailable."""
+
+    def ages_s(self) -> Mapping[str, float]:
+        """Seconds since the item table took in a change (`changed`) and since it was compared with its feed (`fed`)."""
+
+    def waiting_s(self) -> Mapping[str, float]:
+        """By consumer group: how long its oldest message not yet committed has waited, at least."""
 
     def runs(self, limit: int) -> Sequence[Run]:
         """Training runs, newest first."""

@@ -13,11 +13,14 @@ from sqlalchemy import Connection, Engine, select
 
 from services.domain import NO_PROPERTIES, TOPIC_ITEMS, Coordinate, ItemCard, ItemChange, from_us, to_us
 from services.fields import ITEM_FIELDS
+from services.freshness import LIVE, Arrived, arrived
 from services.items import Payload, card_part
 from services.tables import among, items, next_number, upsert
 
 IN_MAX = 1000
 TOKENS_MAX = 64
+WriteParts = Callable[[Connection, Sequence[tuple[str, Payload]], Arrived | None], int]
+"""Writes parts of the change feed inside the caller's transaction; `services.catalogue.live.write_parts`."""
 _DELETED = "deleted"
 LOCK = "catalogue_apply"
 """Held by whoever writes the table `items`."""
@@ -95,7 +98,7 @@ class MemoryCatalogue:
 class SqlCatalogue:
     """Cards in SQL; a changed card is in the change feed in the same transaction."""
 
-    def __init__(self, engine: Engine, write_parts: Callable[[Connection, Sequence[tuple[str, Payload]]], int]) -> None:
+    def __init__(self, engine: Engine, write_parts: WriteParts) -> None:
         self._engine = engine
         self._write_parts = write_parts
 
@@ -109,7 +112,8 @@ class SqlCatalogue:
             upsert(connection, items, [_row(entry) for entry in changed.values()])
             parts = [(item_id, card_part(entry.card, entry.created_at)) for item_id, entry in changed.items()]
             if parts:
-                self._write_parts(connection, parts)
+                moments = [(c.accepted_at, c.accepted_at - c.updated_at <= LIVE) for _, c in changes]
+                self._write_parts(connection, parts, arrived("card", moments))
         return tuple(entry.card for entry in changed.values())
 
     def cards(self, item_ids: Sequence[str]) -> tuple[ItemCard | None, ...]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, Engine, select
+import msgspec
+from sqlalchemy import Connection, Engine, delete, select
 
+from services.freshness import Arrivals, Arrived
 from services.items import (
     CardPart,
     CovisitsPart,
@@ -22,11 +24,13 @@ from services.items import (
     decode_part,
     encode_part,
 )
-from services.tables import items_live, next_number, upsert
+from services.tables import items_live, live_arrivals, next_number, upsert
 from services.telemetry import ITEMS_AS_OF
 
 SEQUENCE = "items_live"
 PAGE = 5000
+ARRIVALS_KEPT = 2000
+"""Writes whose arrivals are kept: a server that polls four times a second reads them long before."""
 _NAMES: dict[type[Payload], PartName] = {
     CardPart: "card",
     StatsPart: "stats",
@@ -35,9 +39,10 @@ _NAMES: dict[type[Payload], PartName] = {
 }
 
 
-def write_parts(connection: Connection, parts: Sequence[tuple[str, Payload]]) -> int:
+def write_parts(connection: Connection, parts: Sequence[tuple[str, Payload]], arrived: Arrived | None = None) -> int:
     """Write parts of items inside the caller's transaction; returns the number of the last. Of an (item, part) named
-    twice the later one stays."""
+    twice the later one stays. `arrived` says when the messages behind the write were accepted, so that servers can
+    measure how old they are when they see it."""
     last = next_number(connection, SEQUENCE, len(parts))
     rows = {
         (item_id, _NAMES[type(payload)]): {
@@ -49,7 +54,17 @@ def write_parts(connection: Connection, parts: Sequence[tuple[str, Payload]]) ->
         for seq, (item_id, payload) in enumerate(parts, start=last - len(parts) + 1)
     }
     upsert(connection, items_live, list(rows.values()))
+    if arrived is not None and arrived.arrivals.times_us and parts:
+        _keep(connection, last, arrived)
     return last
+
+
+def _keep(connection: Connection, last: int, arrived: Arrived) -> None:
+    row = {"seq": last, "part": arrived.part, "arrivals": msgspec.msgpack.encode(arrived.arrivals)}
+    upsert(connection, live_arrivals, [row])
+    newest = select(live_arrivals.c.seq).order_by(live_arrivals.c.seq.desc())
+    oldest_kept = newest.limit(1).offset(ARRIVALS_KEPT - 1).scalar_subquery()
+    connection.execute(delete(live_arrivals).where(live_arrivals.c.seq < oldest_kept))
 
 
 class ItemFeed:
@@ -64,6 +79,14 @@ class ItemFeed:
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
         return [ItemChanged(r.item_id, decode_part(r.part, r.payload), r.seq) for r in rows]
+
+    def arrived(self, since: int, until: int) -> list[Arrived]:
+        """When the messages behind the writes numbered above `since` up to `until` were accepted."""
+        t = live_arrivals.c
+        query = select(live_arrivals).where(t.seq > since, t.seq <= until).order_by(t.seq)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return [Arrived(r.part, msgspec.msgpack.decode(r.arrivals, type=Arrivals)) for r in rows]
 
     def load(self, table: ItemTable) -> int:
         """Apply everything there is, page by page; returns how many changes were applied."""

@@ -13,15 +13,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, Engine, and_, func, literal, select, update
+from sqlalchemy import ColumnElement, Engine, and_, func, literal, select, update
 from sqlalchemy.exc import OperationalError
 
-from services.catalogue.cards import LOCK, card_of, card_text
+from services.catalogue.cards import LOCK, WriteParts, card_of, card_text
+from services.domain import from_us
+from services.freshness import arrived
 from services.items import Payload, VectorPart
 from services.tables import among, items, next_number
 from services.telemetry import TEXT_QUEUE
@@ -57,6 +60,8 @@ class _Waiting:
     item_id: str
     text: str
     text_hash: str
+    accepted_us: int
+    is_news: bool
 
 
 class TextVectors:
@@ -66,7 +71,7 @@ class TextVectors:
         self,
         engine: Engine,
         encoder: TextEncoder,
-        write_parts: Callable[[Connection, Sequence[tuple[str, Payload]]], int],
+        write_parts: WriteParts,
         batch_max: int = 64,
         retry_s: float = RETRY_S,
     ) -> None:
@@ -157,11 +162,19 @@ class TextVectors:
             return done
 
     def _next(self) -> list[_Waiting]:
-        query = select(items.c.item_id, items.c.card, items.c.text_hash).where(self._waits())
+        query = select(
+            items.c.item_id, items.c.card, items.c.text_hash, items.c.vector_hash, items.c.accepted_us
+        ).where(self._waits())
         query = query.order_by(items.c.accepted_us.desc(), items.c.item_id).limit(AHEAD_MAX)
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
-        return [_Waiting(r.item_id, card_text(card_of(r.item_id, r.card)), r.text_hash) for r in rows]
+        return [
+            _Waiting(
+                r.item_id, card_text(card_of(r.item_id, r.card)), r.text_hash, r.accepted_us,
+                not r.vector_hash.endswith(r.text_hash),  # else only the encoder is another one
+            )
+            for r in rows
+        ]  # fmt: skip
 
     def _embedded(self, batch: Sequence[_Waiting]) -> list[bytes]:
         """The vector of each card as float16 bytes; equal texts are embedded once."""
@@ -185,11 +198,13 @@ class TextVectors:
                 for r in connection.execute(_hashes.where(among(connection, items.c.item_id, ids)))
             }
             parts: list[tuple[str, Payload]] = []
+            moments: list[tuple[datetime, bool]] = []
             for each, vector in zip(batch, vectors, strict=True):
                 if texts.get(each.item_id) == each.text_hash:
                     parts.append((each.item_id, VectorPart(self._encoder.name, vector)))
+                    moments += [(from_us(each.accepted_us), True)] * each.is_news
             if parts:
-                self._write_parts(connection, parts)
+                self._write_parts(connection, parts, arrived("vector", moments))
                 current = among(connection, items.c.item_id, [item_id for item_id, _ in parts])
                 connection.execute(update(items).where(current).values(vector_hash=self._wanted()))
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.commands.edge import Json, answer, existing, settings_of
-from services.commands.look import GROUPS
 
 if TYPE_CHECKING:
     from services.settings import Settings
@@ -184,11 +183,12 @@ def _log_held(settings: Settings) -> Iterator[dict[str, int] | None]:
 
 def _offsets(settings: Settings) -> dict[str, int]:
     from services import wiring
+    from services.lag import GROUP_TOPICS
 
     with wiring.open_home(settings) as home:
         return {
             f"{group} {partition.topic} {partition.number}": offset
-            for group in GROUPS
+            for group in GROUP_TOPICS
             for topic in home.view.topics(group)
             for partition, offset in home.view.committed(group, topic).items()
         }

@@ -1,11 +1,9 @@
-"""recommend, user, status, settings: what the instance knows and how it is."""
+"""recommend, user, settings: what the instance knows and how it is set."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,13 +15,6 @@ if TYPE_CHECKING:
     from services.ports import Catalogue, LogView
     from services.settings import Settings
 
-GROUPS = {
-    "features": ("freshrank.events",),
-    "trends": ("freshrank.events", "freshrank.slates"),
-    "archive": ("freshrank.events", "freshrank.slates", "freshrank.items"),
-    "catalogue": ("freshrank.items",),
-}
-"""What a group waits for that has never joined; the others say in the log what they read."""
 LIMIT_MAX = 500
 
 
@@ -31,7 +22,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(epilog="Example: freshrank recommend user-7 --limit 5")(recommend)
     app.command(epilog="Example: freshrank user user-7")(user)
-    app.command(epilog="Example: freshrank status --json")(status)
     app.command(epilog="Example: freshrank settings --markdown")(settings)
 
 
@@ -75,40 +65,6 @@ def user(
         titles = titles_of(home.catalogue, tuple(each.item_id for each in state.events[:limit]))
     fields = user_fields(state, titles, limit)
     answer(as_json, fields, lambda: _print_user(state, titles, fields, limit))
-
-
-def status(context: typer.Context, as_json: Json = False) -> None:
-    """How the instance is.
-
-    Processes, lag of each consumer, releases, what was rejected.
-    """
-    from services import wiring
-    from services.domain import to_us
-    from services.supervisor import holder_of
-
-    given = existing(settings_of(context))
-    with wiring.open_home(given) as home:
-        live, lags = home.registry.live(), lags_of(home.view)
-        fields: dict[str, object] = {
-            "home": given.home,
-            "running": holder_of(given.home),
-            "api": api_url(given),
-            "lag": lags,
-            "accepted": {topic: sum(home.view.ends(topic).values()) for topic in GROUPS["archive"]},
-            "release": live.release_id if live else None,
-            "data_until": live.data_until if live else None,
-            "releases": len(home.registry.all()),
-            "rejected": dict(home.quarantine.count()),
-        }
-    rows = [
-        ("home", given.home),
-        ("running", fields["running"] or "no"),
-        ("API", fields["api"] or "not served"),
-        *((f"lag of {name}", lag) for name, lag in lags.items()),
-        ("release", f"{live.release_id}, data until {moment(to_us(live.data_until))}" if live else "none yet"),
-        ("rejected", sum(home_count for home_count in _counts(fields["rejected"]))),
-    ]
-    answer(as_json, fields, lambda: table("", ("what", "value"), rows))
 
 
 def settings(
@@ -204,29 +160,10 @@ def user_fields(state: UserState, titles: Mapping[str, str], limit: int) -> dict
     }  # fmt: skip
 
 
-def lags_of(view: LogView) -> dict[str, int]:
-    """Messages not yet taken in, by consumer."""
-    return {
-        group: sum(
-            end - view.committed(group, topic).get(partition, 0)
-            for topic in view.topics(group) or topics
-            for partition, end in view.ends(topic).items()
-        )
-        for group, topics in GROUPS.items()
-    }
-
-
-def api_url(given: Settings) -> str | None:
-    """Where the API of this home answers; None when no process serves it."""
-    address: Path = given.home / "api.json"
-    if not address.exists():
-        return None
-    fields = json.loads(address.read_text())
-    return str(fields["url"]) if Path(f"/proc/{fields['pid']}").exists() else None
-
-
 def why_empty(view: LogView) -> str:
     """Why a list has nothing in it, and what to do about it."""
+    from services.lag import lags_of
+
     if not any(sum(view.ends(topic).values()) for topic in ("freshrank.events", "freshrank.items")):
         return "Nothing has come in yet; `freshrank import FILE` brings events and items."
     lags = lags_of(view)
@@ -267,11 +204,6 @@ def _print_user(state: UserState, titles: Mapping[str, str], fields: Mapping[str
     features = fields["features"]
     assert isinstance(features, dict)
     table("", ("feature", "value"), list(features.items()))
-
-
-def _counts(fields: object) -> list[int]:
-    assert isinstance(fields, dict)
-    return list(fields.values())
 
 
 def _shown(value: object) -> object:

@@ -112,6 +112,9 @@ def consume(
     until_caught_up: Annotated[bool, typer.Option("--until-caught-up", help="End when nothing is left to do.")] = False,
     schedule: Annotated[bool, typer.Option("--schedule", help="Run the scheduler of retraining, too.")] = False,
     allow_volatile: AllowVolatile = False,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Serve /metrics of this process on this port; 0: not.")
+    ] = 0,
     as_json: Json = False,
     watch_parent: WatchParent = False,
 ) -> None:
@@ -119,6 +122,7 @@ def consume(
     from services import processes
     from services.domain import BadRequest
     from services.supervisor import end_with_parent
+    from services.telemetry import serve_metrics
 
     unknown = sorted(set(names) - set(CONSUMERS))
     if unknown:
@@ -126,6 +130,8 @@ def consume(
     _allow_volatile(allow_volatile)
     settings = settings_of(context, "+".join(names), "warning" if until_caught_up else None)
     stopping = stop_on_signals()
+    if metrics_port:
+        serve_metrics(settings.api_host, metrics_port)
     if watch_parent:
         end_with_parent(stopping.set)
     scheduler = _scheduler(settings, stopping) if schedule else nullcontext()

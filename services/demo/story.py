@@ -13,7 +13,8 @@ from services.demo.films import Cast
 from services.demo.plots import Plot, Poured
 from services.demo.showing import Showing
 from services.demo.stage import Stage, event_body
-from services.domain import TOPICS, FreshrankError, ItemChange
+from services.domain import TOPIC_EVENTS, FreshrankError, ItemChange
+from services.lag import GROUP_TOPICS, lags_of
 from services.ports import EventSink, LogView
 
 LIST_LENGTH = 10
@@ -22,12 +23,6 @@ CHANGE_S_MAX = 10.0
 NEWBORN_S_MAX = 20.0
 CATCH_UP_S_MAX = 600.0
 WATCH_S = 0.05
-GROUPS = {
-    "features": TOPICS[:1],
-    "trends": (TOPICS[0], TOPICS[2]),
-    "archive": TOPICS,
-    "catalogue": TOPICS[1:2],
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +95,8 @@ def pour(plot: Plot, stage: Stage, props: Props, show: Showing) -> tuple[Poured,
     with show.bars() as progress:
 
         def caught_up() -> bool:
-            ends = sum(sum(props.view.ends(topic).values()) for topics in GROUPS.values() for topic in topics)
-            done = ends - sum(lags(props.view).values())
+            ends = sum(sum(props.view.ends(topic).values()) for topics in GROUP_TOPICS.values() for topic in topics)
+            done = ends - sum(lags_of(props.view).values())
             progress(done, ends, "features and trends and archive and catalogue")
             return done >= ends
 
@@ -134,7 +129,7 @@ class LogWatch:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stopping.wait(WATCH_S) and not sum(self._view.ends(TOPICS[0]).values()):
+        while not self._stopping.wait(WATCH_S) and not sum(self._view.ends(TOPIC_EVENTS).values()):
             self.first_event_at = time.monotonic()
 
 
@@ -210,18 +205,6 @@ def ask_until(
         stage.check()
         if passed > wait_s:
             raise FreshrankError(f"the list of {user_id} did not change within {wait_s:.0f} s: {stage.tail()}")
-
-
-def lags(view: LogView) -> dict[str, int]:
-    """Messages not yet taken in, by consumer."""
-    return {
-        group: sum(
-            end - view.committed(group, topic).get(partition, 0)
-            for topic in view.topics(group) or topics
-            for partition, end in view.ends(topic).items()
-        )
-        for group, topics in GROUPS.items()
-    }
 
 
 def quality_of(verdict: Mapping[str, Any]) -> tuple[tuple[str, float, float, int], ...]:

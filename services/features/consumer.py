@@ -16,15 +16,18 @@ from services.domain import (
     Event,
     Interaction,
     KindRules,
+    Message,
     Partition,
     UserState,
     to_us,
 )
 from services.features.fold import fold_each, interaction
+from services.freshness import Ages, are_live, microseconds
 from services.ports import EventSource, FeatureStore
-from services.telemetry import EVENTS_DUPLICATE, EVENTS_LATE, ROWS_LOST, ROWS_REFUSED
+from services.telemetry import EVENTS_CLAMPED, EVENTS_DUPLICATE, EVENTS_LATE, ROWS_LOST, ROWS_REFUSED
 
 ATTEMPTS_MAX = 50
+Taken = tuple[Message, Event]
 log = structlog.get_logger()
 
 
@@ -41,11 +44,13 @@ class FeaturesConsumer:
         now: Callable[[], datetime],
         cache_users: int = 20_000,
         erased: Callable[[], Mapping[str, int]] = dict,
+        ages: Ages | None = None,
     ) -> None:
         self._store = store
         self._rules = rules
         self._now = now
         self._erased = erased
+        self._ages = ages or Ages()
         self._stored = RowCache(cache_users)
 
     def start(self, source: EventSource, gained: tuple[Partition, ...]) -> None:  # noqa: ARG002
@@ -65,7 +70,8 @@ class FeaturesConsumer:
         if not batch.messages:
             return {}
         started = time.perf_counter()
-        by_user = self._interactions(event for _, event in intake.read(batch.messages).events)
+        read = intake.read(batch.messages).events
+        by_user, entered = self._interactions(read)
         rows = refused = 0
         while by_user:
             assert refused < ATTEMPTS_MAX, f"{refused} writes of {len(by_user)} rows were refused one after the other"
@@ -74,21 +80,34 @@ class FeaturesConsumer:
             rows += appended
             refused += bool(denied)
             by_user = {user_id: by_user[user_id] for user_id in denied}
+        self._measure(read, entered)
         seconds = time.perf_counter() - started
         log.info("features", messages=len(batch.messages), rows=rows, refused=refused, ms=round(seconds * 1000, 1))
         return batch.next_offsets()
 
-    def _interactions(self, events: Iterable[Event]) -> dict[str, list[Interaction]]:
-        """What enters rows, by user, in the order it came; nothing of before an erasure."""
+    def _measure(self, read: Sequence[Taken], entered: Sequence[Taken]) -> None:
+        """The rows are written with the events that entered some, and servers read a row anew for each answer: what
+        entered is servable now."""
+        EVENTS_CLAMPED.labels("stream").inc(sum(event.occurred_at >= event.accepted_at for _, event in read))
+        accepted_us = microseconds([event.accepted_at for _, event in entered])
+        logged_us = microseconds([message.accepted_at for message, _ in entered])
+        live = are_live(logged_us, microseconds([event.occurred_at for _, event in entered]))
+        self._ages.observe("row", accepted_us, live, to_us(self._now()))
+
+    def _interactions(self, read: Iterable[Taken]) -> tuple[dict[str, list[Interaction]], list[Taken]]:
+        """What enters rows, by user, in the order it came, and the events it comes from; nothing of before an
+        erasure."""
         erased = self._erased()
+        entered: list[Taken] = []
         by_user: dict[str, list[Interaction]] = {}
-        for event in events:
+        for message, event in read:
             if erased and to_us(event.accepted_at) < erased.get(event.user_id, 0):
                 continue
             each = interaction(event, self._rules)
             if each is not None:
                 by_user.setdefault(event.user_id, []).append(each)
-        return by_user
+                entered.append((message, event))
+        return by_user, entered
 
     def _fold(self, by_user: Mapping[str, Sequence[Interaction]]) -> tuple[list[UserState], int]:
         """Fold onto what is stored and append every row to the history; the last of each user, and how many rows."""

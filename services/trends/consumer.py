@@ -28,6 +28,7 @@ from services.domain import (
     hash64,
     to_us,
 )
+from services.freshness import LIVE, Arrived, arrived
 from services.items import CovisitsPart, Payload, StatsPart
 from services.ports import EventSource
 from services.tables import next_number
@@ -47,7 +48,7 @@ from services.trends.counters import (
 )
 from services.trends.covisits import Pairs, Users
 
-WriteParts = Callable[[Connection, Sequence[tuple[str, Payload]]], int]
+WriteParts = Callable[[Connection, Sequence[tuple[str, Payload]], Arrived | None], int]
 """Writes parts of the change feed inside the caller's transaction; `services.catalogue.live.write_parts`."""
 
 GRACE_US = 600 * SECOND_US
@@ -90,6 +91,7 @@ class _Buffer:
     deltas: Deltas = field(default_factory=Deltas)
     pairs: Pairs = field(default_factory=Pairs)
     messages: int = 0
+    moments: list[tuple[datetime, bool]] = field(default_factory=list)
 
 
 class OwnershipLost(Exception):
@@ -178,6 +180,7 @@ class TrendsConsumer:
         self._load_users(event.user_id for _, event in events)
         for message, event in events:
             self._take_event(self._partition_of(message), event)
+        self._buffer.moments += [(e.accepted_at, m.accepted_at - e.occurred_at <= LIVE) for m, e in events]
         for message, slate in read.slates:
             self._take_slate(self._partition_of(message), slate)
         for message in messages:
@@ -307,7 +310,7 @@ class TrendsConsumer:
             connection, self._buffer.pairs.weights, progress.newest_us, self._settings.covisits_items_max
         )
         parts += [(item_id, CovisitsPart(row.item_ids, row.weights)) for item_id, row in covisits]
-        self._write_parts(connection, parts)
+        self._write_parts(connection, parts, arrived("stats", self._buffer.moments))
         return rows
 
     def _settled(self, progress: _Progress) -> None:

@@ -34,8 +34,8 @@ from services.tables import open_database
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "demo", "import", "run", "consume", "serve", "retrain", "evaluate", "parity", "recommend", "user", "status",
-    "settings", "reset", "backup", "feast", "migrate", "rejected",
+    "demo", "import", "run", "consume", "serve", "retrain", "evaluate", "parity", "recommend", "user", "settings",
+    "status", "reset", "backup", "feast", "migrate", "rejected",
 )  # fmt: skip
 HEAVY = ("feast", "torch", "faiss", "transformers", "pandas", "duckdb", "sqlalchemy", "fastapi", "numpy")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from services.domain import ReleaseInfo, ReleaseInvalid
+from services.freshness import Arrived
 from services.items import ItemTable
 from services.memory import MemoryFeatureStore, MemoryRegistry, MemorySlateLog
 from services.recommend import Stages
@@ -25,6 +26,9 @@ class Nothing:
 
     def poll(self, table: ItemTable) -> int:
         return 0
+
+    def arrived(self, since: int, until: int) -> Sequence[Arrived]:
+        return ()
 
 
 class BreakingRegistry(MemoryRegistry):
