@@ -131,14 +131,17 @@ def _watch(
 
 def _consume(home: Home, part: Consumer, patience: Patience, stopping: threading.Event) -> None:
     s = home.settings
-    source = home.bus.source(part.name, part.topics)
+    source = patience.call(lambda: home.bus.source(part.name, part.topics))
     try:
         consume(
             PatientSource(source, patience), PatientConsumer(part, patience), stopping.is_set,
             records_max=s.features_batch_max, wait_s=s.poll_wait_ms / 1000,
         )  # fmt: skip
     finally:
-        source.close()
+        try:
+            source.close()
+        except AWAY as error:  # the others take over when its session ends
+            log.warning("left_without_a_word", consumer=part.name, error=str(error))
 
 
 def _tidy(home: Home) -> None:
