@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from services.domain import EPOCH, BadRequest, Metric, Verdict
 from services.memory import MemorySlateLog
 from services.patience import Patience, Stopped
+from services.ports import LIVE_ITEMS_KEPT
 from services.processes import AWAY, WATCH_EVERY_S, Progress, unwatched
 from services.settings import Settings
 from services.wiring import Home, build_stages, load_release, now, open_home
@@ -81,7 +82,7 @@ def parity(settings: Settings, sample: int, since: datetime) -> Parity:
     from services.training.parity import compare, keep
 
     with open_home(settings) as home:
-        slates = home.archive.slates_with_features(since, now(), sample)
+        slates = home.archive.slates_with_features(max(since, now() - LIVE_ITEMS_KEPT), now(), sample)
 
         def changed(after: datetime) -> set[str]:
             return {change.item_id for _, change in home.archive.item_changes(after, now())}

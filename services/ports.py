@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import numpy as np
@@ -149,6 +149,10 @@ class FeatureStore(Protocol):
         """Append rows to the offline history (several per user are fine), durable on return."""
 
 
+LIVE_ITEMS_KEPT = timedelta(days=30)
+"""What servers were told is kept whole for so long; of older times only each item's newest counts stay."""
+
+
 class FeatureHistory(Protocol):
     """The offline history, read point-in-time: what a training row may know."""
 
@@ -165,7 +169,7 @@ class FeatureHistory(Protocol):
         self, item_ids: Sequence[str], times_us: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
         """What servers had been told: for each (item, time) the newest counts written for them at or before the time,
-        the counts' stamps, and when they were written; zeros where nothing was."""
+        the counts' stamps, and when they were written; zeros where nothing was. Exact for LIVE_ITEMS_KEPT."""
 
 
 class Archive(Protocol):

@@ -15,7 +15,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,11 +103,54 @@ def merge_levels(
     merging this folder, nothing happens. `rewrite` sees the rows in pieces and may drop some (erasure).
     """
     merges = 0
-    with _one_at_a_time(folder) as mine:
+    with one_at_a_time(folder) as mine:
         while mine and (sources := _mergeable(read_manifest(folder), width)):
-            _merge(folder, schema, sources, rewrite, fsync, now, reached)
+            pieces = _pieces([folder / part.name for part in sources], schema)
+            kept = map(rewrite, pieces) if rewrite else pieces
+            replace_parts(folder, schema, sources, kept, sources[0].level + 1, fsync, now, reached)
             merges += 1
     return merges
+
+
+def replace_parts(
+    folder: Path,
+    schema: Schema,
+    sources: Sequence[Part],
+    pieces: Iterable[Table],
+    level: int,
+    fsync: bool = True,
+    now: Callable[[], float] = time.time,
+    reached: Callable[[str], None] = nothing,
+) -> None:
+    """Put one part with the rows of `pieces` where the first of `sources` stood. Hold `one_at_a_time` meanwhile."""
+    draft, name = _draft(folder)
+    rows = 0
+    with _write(draft, schema, fsync) as write:
+        for piece in pieces:
+            rows += piece.num_rows
+            write(_cast(piece, schema))
+    reached("written")
+    merged = Part(name, level, rows)
+    with _locked(folder / ".lock"):
+        os.rename(draft, folder / name)
+        reached("renamed")
+        known = read_manifest(folder)
+        names = {part.name for part in sources}
+        place = min(i for i, part in enumerate(known.parts) if part.name in names)
+        kept_parts = [part for part in known.parts if part.name not in names]
+        replaced = known.replaced + tuple((part.name, now()) for part in sources)
+        _replace_manifest(folder, Manifest((*kept_parts[:place], merged, *kept_parts[place:]), replaced), fsync)
+    reached("listed")
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[bool]:
+    """Whether this is the only one merging the folder, held until the end."""
+    if not folder.is_dir():
+        yield False
+        return
+    with (folder / ".merging").open("ab") as file:
+        yield _try_lock(file.fileno())
 
 
 def sweep(folder: Path, older_than_s: float = 600.0, now: Callable[[], float] = time.time) -> int:
@@ -151,36 +194,6 @@ def _mergeable(manifest: Manifest, width: int) -> tuple[Part, ...]:
         by_level.setdefault(part.level, []).append(part)
     full = [parts for _, parts in sorted(by_level.items()) if len(parts) >= width]
     return tuple(full[0][:width]) if full else ()
-
-
-def _merge(
-    folder: Path,
-    schema: Schema,
-    sources: Sequence[Part],
-    rewrite: Callable[[Table], Table] | None,
-    fsync: bool,
-    now: Callable[[], float],
-    reached: Callable[[str], None],
-) -> None:
-    draft, name = _draft(folder)
-    rows = 0
-    with _write(draft, schema, fsync) as write:
-        for piece in _pieces([folder / part.name for part in sources], schema):
-            kept = rewrite(piece) if rewrite else piece
-            rows += kept.num_rows
-            write(kept)
-    reached("written")
-    merged = Part(name, sources[0].level + 1, rows)
-    with _locked(folder / ".lock"):
-        os.rename(draft, folder / name)
-        reached("renamed")
-        known = read_manifest(folder)
-        names = {part.name for part in sources}
-        place = min(i for i, part in enumerate(known.parts) if part.name in names)
-        kept_parts = [part for part in known.parts if part.name not in names]
-        replaced = known.replaced + tuple((part.name, now()) for part in sources)
-        _replace_manifest(folder, Manifest((*kept_parts[:place], merged, *kept_parts[place:]), replaced), fsync)
-    reached("listed")
 
 
 def _pieces(paths: Sequence[Path], schema: Schema) -> Iterator[Table]:
@@ -266,16 +279,6 @@ def _locked(path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
                 raise TimeoutError(f"{path} was held by another process for {wait_s:g} s")
             time.sleep(0.002)
         yield  # closing the file lets go of the lock
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[bool]:
-    """Whether this is the only one merging the folder, held until the end."""
-    if not folder.is_dir():
-        yield False
-        return
-    with (folder / ".merging").open("ab") as file:
-        yield _try_lock(file.fileno())
 
 
 def _try_lock(handle: int) -> bool:

@@ -28,6 +28,8 @@ UNITS: dict[str, tuple[str, float | None, str]] = {
     "peak_memory_mb_run": ("MB", 3000, LOWER),
     "start_to_ready_s": ("s", None, LOWER),
     "help_ms": ("ms", 500, LOWER),
+    "parity_lists": ("lists", None, HIGHER),
+    "parity_share": ("share", 1.0, HIGHER),
 }
 """Unit, aim (None: no aim yet) and direction of every figure."""
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import agreeing
 import consuming
 import history
 import serving
@@ -95,12 +96,18 @@ def demo() -> Iterator[Figure]:
     yield figure("demo_s", time.perf_counter() - started)
 
 
+def agree() -> Iterator[Figure]:
+    """What served lists were made of, joined again."""
+    yield from agreeing.parity(WORK / "parity")
+
+
 GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
     "help": help_time,
     "alone": alone,
     "together": together,
     "history": join,
     "demo": demo,
+    "parity": agree,
 }
 
 if __name__ == "__main__":

@@ -22,9 +22,12 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 
 from feature_repo.stores.faults import StoreDown
+from feature_repo.stores.folding import fold_old
 from feature_repo.stores.parts_io import merge_due, merge_levels, sweep
 from services.domain import StageUnavailable, UserState, from_us
 from services.features.columns import (
+    CREATED,
+    EVENT_TIME,
     HISTORY_FEATURES,
     ITEM_COUNTS,
     ITEM_KEY,
@@ -39,6 +42,7 @@ from services.features.columns import (
     user_rows,
     user_table,
 )
+from services.ports import LIVE_ITEMS_KEPT
 from services.postgresql import alone
 from services.signals import UserRows
 
@@ -209,6 +213,7 @@ class FeastFeatureStore:
             for view in (user_behaviour, item_stats, item_live)
         }
         self._merging: dict[str, threading.Thread] = {}
+        self._told_us = 0
         if deadline_ms is not None:
             self._config.online_store.read_wait_ms = deadline_ms
 
@@ -285,6 +290,7 @@ class FeastFeatureStore:
         """Append counts [n, COUNTS_WIDTH] held at `at_us` [n], all written for the servers at `written_us`, to the
         history of `item_live`, durable on return."""
         if len(item_ids):
+            self._told_us = written_us
             self._append(self._live, live_table(item_ids, counts, at_us, written_us, created_at))
 
     def what_it_may_lose(self) -> tuple[str, ...]:
@@ -327,10 +333,15 @@ class FeastFeatureStore:
         folder, schema = self._folders[name]
         try:
             merges = merge_levels(folder, schema)
+            folded = self._fold(folder, schema) if name == self._live.name else 0
             swept = sweep(folder)
-            log.info("history merged", view=name, merges=merges, files_swept=swept)
+            log.info("history merged", view=name, merges=merges, rows_folded=folded, files_swept=swept)
         except OSError as error:
             log.warning("history not merged", view=name, error=str(error))
+
+    def _fold(self, folder: Path, schema: Any) -> int:
+        """Of what servers were told longer ago than it is kept, each item's newest counts stay."""
+        return fold_old(folder, schema, ITEM_KEY, (EVENT_TIME, CREATED), from_us(self._told_us) - LIVE_ITEMS_KEPT)
 
 
 class FeastHistory:

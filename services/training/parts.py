@@ -26,7 +26,7 @@ from models.fit import FittedTower, assemble, continue_tower, fit_reranker, fit_
 from models.release import ModelRelease, ReleaseDamaged
 from services.domain import SECOND_US, BadRequest, Metric, ReleaseInfo, ReleaseInvalid, Verdict, from_us, to_us
 from services.items import ItemTable
-from services.ports import FeatureHistory
+from services.ports import LIVE_ITEMS_KEPT, FeatureHistory
 from services.retrain import TrainingParts
 from services.signals import RANKING_FEATURES
 from services.training.columns import EventColumns
@@ -219,7 +219,8 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         )
         if len(requests) < ROUNDS:
             raise BadRequest("hardly anybody took anything new lately: there is nothing to learn ranking from")
-        lists = self._sources.served(newest_us, examples.judged.cut_us, choices.served)
+        since_us = max(newest_us, to_us(examples.now - LIVE_ITEMS_KEPT))
+        lists = self._sources.served(since_us, examples.judged.cut_us, choices.served)
         learned = Learned(lists, choices.served.lists_min)
         made = []
         asked_before_us = newest_us
