@@ -5,7 +5,7 @@ BIN := .venv/bin
 FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PYTEST_WORKERS ?= 2
 
-.PHONY: help install demo test check format bench docs clean chaos stack-get stack-up stack-down
+.PHONY: help install demo test check format bench bench-stream docs clean chaos stack-get stack-up stack-down
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ format: install ## let ruff tidy up
 
 bench: install  ## the measured figures: a table and build/bench.json
 	$(BIN)/python infra/bench/run.py $(ARGS)
+
+bench-stream: install  ## the same on Kafka, Redis and PostgreSQL: build/bench-stream.json; ARGS=--soak: the long run, too
+	$(BIN)/python infra/bench/stream.py $(ARGS)
 
 docs: install   ## write docs/settings.md anew
 	$(BIN)/freshrank settings --markdown > docs/settings.md

@@ -44,9 +44,8 @@ def main() -> None:
     shutil.rmtree(WORK, ignore_errors=True)
 
 
-def write(found: dict[str, Figure]) -> None:
+def write(found: dict[str, Figure], path: Path = BUILD / "bench.json") -> None:
     """The table, and the file; figures of groups not measured now stay as they were in the file."""
-    path = BUILD / "bench.json"
     before = {each["name"]: each for each in json.loads(path.read_text())} if path.exists() else {}
     merged = before | {name: each.fields() for name, each in found.items()}
     path.write_text(json.dumps(list(merged.values()), indent=1) + "\n")

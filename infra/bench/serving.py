@@ -26,6 +26,7 @@ from services.wiring import open_home
 USERS = 2000
 ASKS_C1, ASKS_C8 = 1500, 400
 CLICKS = 100
+CLICK_S_MAX = 120.0
 GROUPS = {
     "features": (TOPIC_EVENTS,),
     "trends": (TOPIC_EVENTS, TOPIC_SLATES),
@@ -93,10 +94,17 @@ def _latency(port: int) -> Iterator[Figure]:
 
 
 def _freshness(port: int) -> Iterator[Figure]:
-    """From sending a click to the end of the first GET whose row holds it, CLICKS times, nothing else running."""
+    """Clicks while nothing else is running."""
+    times = click_times(port, CLICKS)
+    yield figure("click_to_list_ms_p50", quantile(times, 0.5))
+    yield figure("click_to_list_ms_p99", quantile(times, 0.99))
+
+
+def click_times(port: int, clicks: int) -> list[float]:
+    """Milliseconds from sending a click to the end of the first GET whose row holds it, `clicks` times."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     times = []
-    for number in range(CLICKS):
+    for number in range(clicks):
         user = f"bench-{number % 10}"
         before = _list(connection, user)
         item = before["items"][0]["item_id"]
@@ -106,12 +114,12 @@ def _freshness(port: int) -> Iterator[Figure]:
             after = _list(connection, user)
             if after["features_as_of"] != before["features_as_of"]:
                 break
+            assert time.perf_counter() - started < CLICK_S_MAX, "the click never came into the list"
         times.append((time.perf_counter() - started) * 1000)
         assert item not in {each["item_id"] for each in after["items"]}, (
             "a fresh row, and the clicked item is still listed"
         )
-    yield figure("click_to_list_ms_p50", quantile(times, 0.5))
-    yield figure("click_to_list_ms_p99", quantile(times, 0.99))
+    return times
 
 
 def _list(connection: http.client.HTTPConnection, user: str) -> dict[str, list[dict[str, str]]]:
