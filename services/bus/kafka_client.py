@@ -136,7 +136,13 @@ def open_client(choices: KafkaChoices, make: Callable[..., Client], **options: A
     made: list[Any] = []
 
     def client(**configs: Any) -> Any:
-        made.append(KafkaNetClient(**configs))
+        made.append(
+            KafkaNetClient(
+                socket_connection_setup_timeout_ms=choices.deadline_ms // 2,
+                socket_connection_setup_timeout_max_ms=choices.deadline_ms,
+                **configs,
+            )
+        )
         return made[-1]
 
     try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 import structlog
-from kafka import KafkaProducer
+from kafka import KafkaProducer, errors
 
 from services.bus.kafka_client import KafkaChoices, as_unavailable, open_client
 from services.bus.kafka_topics import MESSAGE_BYTES_MAX
@@ -36,6 +37,8 @@ class KafkaSink:
         self._log_id = log_id
         self._now = now
         self._lock = threading.Lock()
+        self._opening = threading.Lock()
+        self._failed_at, self._failure = 0.0, ""
         self._producer: KafkaProducer | None = None
         self._in_flight = 0
         self._hashed = lru_cache(maxsize=100_000)(partition_of)
@@ -50,8 +53,13 @@ class KafkaSink:
             return ()
         self._reserve(len(messages))
         try:
-            with as_unavailable(self._choices, f"take {len(messages)} messages"):
-                return self._published(messages)
+            producer = self._opened()
+            try:
+                with as_unavailable(self._choices, f"take {len(messages)} messages"):
+                    return self._published(producer, messages)
+            except StageUnavailable:
+                self._retire(producer)
+                raise
         finally:
             with self._lock:
                 self._in_flight -= len(messages)
@@ -67,8 +75,7 @@ class KafkaSink:
         with self._lock:
             producer, self._producer = self._producer, None
         if producer is not None:
-            with as_unavailable(self._choices, "be left"):
-                producer.close(CLOSE_S_MAX)
+            _end(producer, CLOSE_S_MAX)
 
     def _reserve(self, count: int) -> None:
         with self._lock:
@@ -79,8 +86,7 @@ class KafkaSink:
                 )
             self._in_flight += count
 
-    def _published(self, messages: Sequence[Outgoing]) -> tuple[Coordinate, ...]:
-        producer = self._opened()
+    def _published(self, producer: KafkaProducer, messages: Sequence[Outgoing]) -> tuple[Coordinate, ...]:
         until = time.monotonic() + self._choices.deadline_ms / 1000
         accepted_ms = -(-to_us(self._now()) // 1000)  # rounded up: nothing that happened before comes after it
         there = {topic: self._place(producer, topic) for topic in {message.topic for message in messages}}
@@ -102,24 +108,57 @@ class KafkaSink:
         return name, len(producer.partitions_for(name)), log_id
 
     def _opened(self) -> KafkaProducer:
-        with self._lock:
-            if self._producer is None:
-                deadline_ms = self._choices.deadline_ms
-                self._producer = open_client(
-                    self._choices,
-                    KafkaProducer,
-                    acks="all",
-                    enable_idempotence=True,
-                    compression_type=None if self._choices.compression == "none" else self._choices.compression,
-                    linger_ms=0,
-                    batch_size=BATCH_BYTES,
-                    max_request_size=MESSAGE_BYTES_MAX,
-                    delivery_timeout_ms=deadline_ms,
-                    request_timeout_ms=deadline_ms // 2,
-                    max_block_ms=deadline_ms,
-                    metrics_enabled=False,
-                )
+        """The producer; made by one thread, while the others wait for it or hear with it that nobody answers."""
+        asked_at = time.monotonic()
+        with self._opening:
+            if self._producer is not None:
+                return self._producer
+            if self._failed_at > asked_at:
+                raise StageUnavailable(self._failure)
+            try:
+                self._producer = self._made()
+            except StageUnavailable as error:
+                self._failed_at, self._failure = time.monotonic(), str(error)
+                raise
             return self._producer
+
+    def _made(self) -> KafkaProducer:
+        deadline_ms = self._choices.deadline_ms
+        return open_client(
+            self._choices,
+            KafkaProducer,
+            acks="all",
+            enable_idempotence=True,
+            compression_type=None if self._choices.compression == "none" else self._choices.compression,
+            linger_ms=0,
+            batch_size=BATCH_BYTES,
+            max_request_size=MESSAGE_BYTES_MAX,
+            delivery_timeout_ms=deadline_ms,
+            request_timeout_ms=deadline_ms // 2,
+            max_block_ms=deadline_ms,
+            metrics_enabled=False,
+        )
+
+    def _retire(self, producer: KafkaProducer) -> None:
+        """A producer that gave up a batch does not recover: what it numbered is missing (kafka-python 3.0.12: every
+        later batch of the partition times out). The next call makes another one."""
+        with self._lock:
+            if self._producer is not producer:
+                return
+            self._producer = None
+        log.warning("producer_retired", why="it gave up messages that it had numbered")
+        threading.Thread(target=_end, args=(producer, 0.0), name="retire-producer", daemon=True).start()
+
+
+def _end(producer: KafkaProducer, wait_s: float) -> None:
+    """End a producer; what has not left after `wait_s` fails. kafka-python's own `close` only does what it says when
+    nothing is left."""
+    with suppress(errors.KafkaError):
+        producer.flush(wait_s)
+    producer._sender.force_close()
+    producer._sender.join(CLOSE_S_MAX)
+    with suppress(errors.KafkaError):
+        producer.close(CLOSE_S_MAX)
 
 
 def _left(until: float) -> float:

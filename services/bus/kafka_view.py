@@ -27,6 +27,7 @@ class KafkaView:
         self._standard = tuple(topics)
         self._lock = threading.Lock()
         self._admin: KafkaAdminClient | None = None
+        self._failed_at, self._failure = 0.0, ""
         self._prepared: set[str] = set()
         self._known: dict[str, tuple[float, Mapping[str, Any]]] = {}
 
@@ -135,27 +136,49 @@ class KafkaView:
 
     def _topic(self, topic: str) -> Mapping[str, Any]:
         looked_at, known = self._known.get(topic, (-KNOWN_S, {}))
-        if not known or time.monotonic() - looked_at > KNOWN_S:
-            self.prepare([topic])
-            name = self._choices.topic_there(topic)
-            found = self._ask("describe a topic", lambda admin: kafka_topics.described(admin, [name]))
-            if name not in found:
-                self._prepared.discard(topic)
-                raise StageUnavailable(f"Kafka at {self._choices.where} has no topic {name} any more")
-            known = found[name]
+        if time.monotonic() - looked_at > KNOWN_S:
+            try:
+                known = self._look_at(topic)
+            except StageUnavailable:
+                if not known:
+                    raise
             self._known[topic] = (time.monotonic(), known)
         return known
+
+    def _look_at(self, topic: str) -> Mapping[str, Any]:
+        self.prepare([topic])
+        name = self._choices.topic_there(topic)
+        found = self._ask("describe a topic", lambda admin: kafka_topics.described(admin, [name]))
+        if name not in found:
+            self._prepared.discard(topic)
+            raise StageUnavailable(f"Kafka at {self._choices.where} has no topic {name} any more")
+        return found[name]
 
     def _here(self, place: TopicPartition) -> Partition:
         return Partition(self._choices.topic_here(place.topic), place.partition)
 
     def _ask(self, doing: str, question: Callable[[KafkaAdminClient], Answer]) -> Answer:
-        """One question at a time: kafka-python refuses the sixth that is under way at once."""
-        with self._lock, as_unavailable(self._choices, doing):
-            try:
+        """One question at a time: kafka-python refuses the sixth that is under way at once.
+
+        Who waited for one that failed hears the same at once: a broker that hangs costs its deadline once a second,
+        not once for each that asks.
+        """
+        asked_at = time.monotonic()
+        if not self._lock.acquire(timeout=self._choices.deadline_ms / 1000):
+            raise StageUnavailable(f"Kafka at {self._choices.where} could not {doing}: others wait for an answer")
+        try:
+            if self._failed_at > asked_at:
+                raise StageUnavailable(self._failure)
+            with as_unavailable(self._choices, doing):
                 return question(self._opened())
-            except errors.GroupIdNotFoundError:
+        except StageUnavailable as error:
+            self._failed_at, self._failure = time.monotonic(), str(error)
+            if isinstance(error.__cause__, errors.GroupIdNotFoundError):
+                self._failed_at = 0.0
                 raise _NoGroup from None
+            raise
+        finally:
+            self._lock.release()
 
     def _opened(self) -> KafkaAdminClient:
         if self._admin is None:
