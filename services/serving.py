@@ -159,8 +159,10 @@ class Serving:
                 step()
                 self._troubles.pop(name, None)
             except Exception as error:  # a watcher that ends would leave this process stale without a word
-                self._troubles[name] = f"{name.replace('_', ' ')} failed: {error}"
-                log.warning("watch_failed", step=name, error=str(error), kind=type(error).__name__)
+                trouble = f"{name.replace('_', ' ')} failed: {error}"
+                if self._troubles.get(name) != trouble:  # once, not four times a second while a database is away
+                    log.warning("watch_failed", step=name, error=str(error), kind=type(error).__name__)
+                self._troubles[name] = trouble
 
     def _follow_items(self) -> None:
         before = self.items.as_of

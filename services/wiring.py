@@ -114,7 +114,6 @@ class Home:
 
     def spool(self, sink: EventSink) -> Spool:
         """Where events are taken in; events that the log cannot take wait in a file of this home."""
-        from services.bus.embedded import EmbeddedBus
         from services.bus.spool import Spool
 
         s = self.settings

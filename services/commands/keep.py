@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 MARKS = ("bus.db", "bus.kafka", "meta.db", "online.db", "registry.db", "run.lock")
 """A folder with one of these is a home; anything else is never deleted."""
-DATABASES = ("meta.db", "online.db", "registry.db")
-DATABASES_BESIDE = ("online.db",)
+DATABASES = ("meta.db", "online.db", "registry.db", "spool.db")
+DATABASES_BESIDE = ("online.db", "spool.db")
 """Those of a home whose metadata lies in PostgreSQL."""
 ROWS = 2000
 FOLDERS = ("offline", "archive", "releases", "runs")

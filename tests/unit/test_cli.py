@@ -22,6 +22,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from services.archive.rejected import SqlQuarantine
+from services.bus.embedded import EmbeddedBus
 from services.cli import app, main
 from services.commands.edge import age
 from services.commands.look import markdown_page, print_slate, why_empty
@@ -435,6 +436,19 @@ def test_a_backup_is_a_home_of_its_own_with_everything_in_it(
     assert told.returncode == 0, told.stderr
     assert json.loads(freshrank(target, "status", "--json").stdout)["lag"]["archive"] == 4
     assert freshrank(filled, "backup", str(target)).returncode == 2
+
+
+def test_a_backup_holds_the_events_that_still_wait_for_the_log(
+    filled: Path, tmp_path: Path, freshrank: Freshrank
+) -> None:
+    message = Outgoing("freshrank.events", "ann", b"{}")
+    spool = EmbeddedBus(filled / "spool.db", 1, 1000, 0, now=lambda: datetime.now(UTC)).open()
+    spool.sink().publish([message])
+    spool.close()
+    assert freshrank(filled, "backup", str(tmp_path / "copy")).returncode == 0
+    copied = EmbeddedBus(tmp_path / "copy" / "spool.db", 1, 1000, 0, now=lambda: datetime.now(UTC)).open()
+    assert sum(copied.view().ends("freshrank.events").values()) == 1
+    copied.close()
 
 
 def test_a_backup_leaves_the_log_usable(filled: Path, tmp_path: Path, freshrank: Freshrank) -> None:
