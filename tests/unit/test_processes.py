@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import threading
+import time
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
+from serving_world import HandRelease
 
-from services import wire
-from services.domain import Event, ItemChange, Outgoing, Query, SettingsInvalid
+from services import processes, wire
+from services.catalogue.live import write_parts
+from services.domain import Event, ItemChange, Outgoing, Query, ReleaseInfo, SettingsInvalid, StageUnavailable
+from services.items import VectorPart
 from services.memory import MemorySlateLog
 from services.processes import HELD_BACK, Instance, recommend_once, run_consumer
 from services.settings import Settings
 from services.tables import counters, upsert
-from services.wiring import now, open_home
+from services.wiring import Home, build_stages, now, open_home
 
 
 def settings_at(home: Path) -> Settings:
@@ -72,3 +78,59 @@ def test_a_text_encoder_that_cannot_be_had_is_a_bad_setting(tmp_path: Path) -> N
     settings = Settings(home=tmp_path, text_encoder=str(tmp_path / "nowhere"))
     with pytest.raises(SettingsInvalid, match="text_encoder"):
         run_consumer(settings, ("catalogue",), lambda: False)
+
+
+@dataclass(frozen=True)
+class NamedRelease(HandRelease):
+    release_id: str = "new"
+
+
+def test_a_text_vector_that_comes_while_a_release_is_swapped_in_is_in_its_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes after the new release has looked at the items and before it hears of new ones."""
+    with open_home(settings_at(tmp_path)) as home:
+        instance = Instance(home, MemorySlateLog())
+
+        def arrives(item_id: str) -> None:
+            vector = VectorPart("hand", np.array([1, 0, 0], dtype="<f2").tobytes())
+            with home.engine.begin() as connection:
+                write_parts(connection, [(item_id, vector)])
+            home.feed.poll(instance.items)
+            instance._refresh()
+
+        def build_slowly(*given):
+            stages, vectors = build_stages(*given)
+            arrives("between")
+            return stages, vectors
+
+        monkeypatch.setattr(processes, "load_release", lambda info, device: NamedRelease())
+        monkeypatch.setattr(processes, "build_stages", build_slowly)
+        arrives("before")
+        instance._build(ReleaseInfo("new", "", now(), now()), instance.items)
+        arrives("after")
+        assert set(instance._vectors[-1].cold_ids) == {"before", "between", "after"}
+
+
+def test_an_order_to_stop_ends_consumers_whose_store_was_away_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def away(_home: Home, name: str) -> None:
+        asked.append(name)
+        raise StageUnavailable("the store is away")
+
+    monkeypatch.setattr(Home, "consumer", away)
+    ordered = threading.Event()
+    work = (settings_at(tmp_path), ("archive",), ordered.is_set)
+    thread = threading.Thread(target=run_consumer, args=work, daemon=True)
+    thread.start()
+    give_up = time.monotonic() + 30
+    while len(asked) < 2:
+        assert time.monotonic() < give_up, "it does not try again"
+        time.sleep(0.01)
+    ordered.set()
+    thread.join(8)
+    assert not thread.is_alive()
+    assert set(asked) == {"archive"}
