@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.domain import Outgoing
@@ -27,6 +27,7 @@ CREW: Mapping[str, tuple[str, ...]] = {
 }
 """Two processes in each of the four groups."""
 TICK_S = 0.02
+PUT_OFF_S = 0.5
 END_S = 60.0
 
 
@@ -138,14 +139,7 @@ def disturb(
     grow: Callable[[], None],
 ) -> None:
     """Publish everything within about `span_s` while the deeds are done; at the end everybody runs again."""
-    due: list[tuple[float, int, str, str]] = []
-
-    def add(at_s: float, what: str, who: str) -> None:
-        heapq.heappush(due, (at_s, len(due), what, who))
-
-    for deed in deeds:
-        add(deed.at_s, deed.what, deed.who)
-    lasts = {(deed.what, deed.who, deed.at_s): deed.for_s for deed in deeds}
+    due: list[Deed] = sorted(deeds)
     away: set[str] = set()
     begun = time.monotonic()
     done = 0
@@ -155,23 +149,26 @@ def disturb(
         if until > done:
             publish(sent[done:until])
             done = until
-        while due and due[0][0] <= passed:
-            at_s, _, what, who = heapq.heappop(due)
-            for_s = lasts.get((what, who, at_s), 0.0)
-            if what == "grow":
-                grow()
-            elif what == "kill" and who not in away:
-                crew.kill(who)
-                away.add(who)
-                add(passed + for_s, "start", who)
-            elif what == "start":
-                away.discard(who)
-                crew.start(who)
-            elif what == "pause" and who not in away:
-                crew.pause(who)
-                add(passed + for_s, "resume", who)
-            elif what == "resume":
-                crew.resume(who)
+        while due and due[0].at_s <= passed:
+            deed = heapq.heappop(due)
+            if deed.what in ("kill", "pause") and deed.who in away:
+                heapq.heappush(due, replace(deed, at_s=passed + PUT_OFF_S))
+                continue
+            match deed.what:
+                case "kill":
+                    crew.kill(deed.who)
+                    away.add(deed.who)
+                    heapq.heappush(due, Deed(passed + deed.for_s, "start", deed.who, 0.0))
+                case "start":
+                    away.discard(deed.who)
+                    crew.start(deed.who)
+                case "pause":
+                    crew.pause(deed.who)
+                    heapq.heappush(due, Deed(passed + deed.for_s, "resume", deed.who, 0.0))
+                case "resume":
+                    crew.resume(deed.who)
+                case "grow":
+                    grow()
         if not away:
             crew.look()
         time.sleep(TICK_S)

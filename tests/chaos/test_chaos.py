@@ -35,8 +35,8 @@ SESSION_S = 5.0
 KAFKA_SESSION_S = 6.0
 PARTITIONS_GROWN = 7
 SETTLE_S = 120.0
-SMALL = pytest.param((20_000, 24.0, 1), id="20k")
-FULL = pytest.param((200_000, 300.0, 8), id="200k", marks=[pytest.mark.nightly, pytest.mark.timeout(1200)])
+SMALL = pytest.param((20_000, 24.0, 1), id="20k", marks=pytest.mark.timeout(900))
+FULL = pytest.param((200_000, 300.0, 8), id="200k", marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])
 Size = tuple[int, float, int]
 
 
@@ -117,7 +117,6 @@ def run(home: Home, crew: Crew, deeds: list[Deed], size: Size, folder: Path, gro
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("size", [SMALL, FULL])
 def test_on_the_embedded_log_and_stores(size: Size, tmp_path: Path, crew_of: Callable[..., Crew]) -> None:
     settings = {
@@ -133,7 +132,6 @@ def test_on_the_embedded_log_and_stores(size: Size, tmp_path: Path, crew_of: Cal
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("size", [SMALL, FULL])
 def test_on_kafka_redis_and_postgresql(
     size: Size, tmp_path: Path, crew_of: Callable[..., Crew], server_settings: Mapping[str, str]

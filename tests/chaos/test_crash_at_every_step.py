@@ -27,10 +27,12 @@ from services.domain import TOPICS
 from services.settings import load_settings
 from services.wiring import open_home
 
+NOT_REACHED = 3
+"""A life of `crash_runner` that came to the end of the log without passing its step."""
 STEPS_AT_LEAST = {
     "features": {"poll after", "store.append_history before", "store.append_history after", "os.rename after",
                  "store.write before", "store.write after", "commit before", "commit after"},
-    "trends": {"poll after", "sql commit before", "sql commit after", "store.append_item_stats after", "commit before",
+    "trends": {"poll after", "store.append_item_live after", "sql commit before", "sql commit after", "commit before",
                "commit after"},
     "archive": {"poll after", "quarantine.add before", "quarantine.add after", "sql commit before",
                 "archive.append before", "os.rename after", "archive.append after", "commit before", "commit after"},
@@ -53,10 +55,12 @@ def die_everywhere(settings: Mapping[str, str], folder: Path) -> None:
         lives = json.loads(done.stdout.splitlines()[-1])
         steps = {each["step"]: each["code"] for each in lives[1:-1]}
         assert wanted <= steps.keys(), f"{name} was not seen at {wanted - steps.keys()}"
-        alive = {step: code for step, code in steps.items() if code != -signal.SIGKILL}
+        expected_end = {-signal.SIGKILL, NOT_REACHED}  # what is not done in every batch may not come again
+        alive = {s: code for s, code in steps.items() if code not in expected_end or (s in wanted and code > 0)}
         assert not alive, f"{name} did not die at {alive}\n{done.stderr[-3000:]}"
         assert (lives[0]["code"], lives[-1]["code"]) == (0, 0), f"{lives[0]}, {lives[-1]}\n{done.stderr[-3000:]}"
-        print(f"{name} was killed at {len(steps)} steps: {', '.join(steps)}")
+        killed = [step for step, code in steps.items() if code == -signal.SIGKILL]
+        print(f"{name} was killed at {len(killed)} steps: {', '.join(killed)}")
     with open_home(load_settings(**settings)) as home:
         ends = {p: end for topic in TOPICS for p, end in home.view.ends(topic).items()}
         expected = single_process_answer(read_all(home, ends), folder)
@@ -65,7 +69,7 @@ def die_everywhere(settings: Mapping[str, str], folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_on_the_embedded_log_and_stores(tmp_path: Path) -> None:
     settings = {
         "home": str(tmp_path / "home"),
@@ -77,7 +81,7 @@ def test_on_the_embedded_log_and_stores(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_on_kafka_redis_and_postgresql(tmp_path: Path, server_settings: Mapping[str, str]) -> None:
     settings = {
         **server_settings,

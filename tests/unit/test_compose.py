@@ -14,6 +14,7 @@ import yaml
 from typer.main import get_command
 
 from services.cli import app
+from services.settings import load_settings
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 
@@ -40,6 +41,12 @@ def test_freshrank_finds_the_servers_by_the_same_settings(
     told = {f"FRESHRANK_{k.upper()}": v for server in stack.values() for k, v in server.settings().items()}
     for name in ("api", "features", "keepers", "retrain"):
         assert compose["services"][name]["environment"] == told
+
+
+def test_the_settings_are_settings_and_accepted(compose: dict[str, Any]) -> None:
+    told = {name.removeprefix("FRESHRANK_").lower(): value for name, value in compose["x-settings"].items()}
+    settings = load_settings(**told)
+    assert (settings.bus, settings.online_store) == ("kafka", "redis")
 
 
 def test_the_broker_is_told_the_same(compose: dict[str, Any]) -> None:
