@@ -32,6 +32,7 @@ from services.domain import (
     to_us,
 )
 from services.features.history import MemoryHistory
+from services.freshness import Arrivals, Arrived
 from services.items import ItemTable
 from services.memory import MemoryBus, MemorySource
 from services.signals import decayed
@@ -446,3 +447,16 @@ def test_a_crash_before_the_commit_leaves_rows_that_no_server_was_told_of(world:
     assert written.tolist() == times.tolist()
     assert (counts[1] == block.counts[0]).all()
     assert counts[1, 5] == pytest.approx(2 * counts[0, 5])
+
+
+def test_a_flush_tells_servers_when_its_events_were_accepted_live_ones_apart(world: World) -> None:
+    """Accepted at eight: a click of eight, one of ten minutes before (live still), one of the day before."""
+    ages = (timedelta(), timedelta(minutes=10), timedelta(days=1))
+    events = [click(n, f"u{n}", "i1", START - age) for n, age in enumerate(ages)]
+    world.bus.publish([wire.encode_event(event) for event in events])
+    consumer, source = world.consumer(), world.bus.source("trends", (TOPIC_EVENTS,))
+    run(source, consumer)
+    source.commit(consumer.stop(()))
+    told = ItemFeed(world.engine).arrived(0, world.table().as_of)
+    assert told == [Arrived("stats", Arrivals([to_us(START)], [2], [1]))]
+    assert ItemFeed(world.engine).arrived(world.table().as_of, 10**9) == []
