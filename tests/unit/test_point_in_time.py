@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -186,7 +185,7 @@ def test_a_full_row_is_small() -> None:
     state = fold(UserState("a"), events)
     assert len(state.seen) == 64
     assert len(OnlineCodec().encode([state])[0]) < 2500
-    few = fold(UserState("b"), [replace(each, item_id=f"item-{place % 16}") for place, each in enumerate(events)])
+    few = fold(UserState("b"), [each._replace(item_id=f"item-{place % 16}") for place, each in enumerate(events)])
     assert len(OnlineCodec().encode([few])[0]) < 1600
 
 

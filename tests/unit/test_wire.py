@@ -225,7 +225,7 @@ def test_a_number_that_no_float_holds_is_not_finite_and_a_nesting_has_a_limit() 
 
 def test_a_message_that_was_accepted_before_the_log_took_it_is_judged_by_then() -> None:
     an_hour_ago = NOW - timedelta(hours=1)
-    spooled = wire.encode_event(replace(EVENT, occurred_at=an_hour_ago), accepted_at=an_hour_ago).value
+    spooled = wire.encode_event(replaced(EVENT, occurred_at=an_hour_ago), accepted_at=an_hour_ago).value
     assert wire.decode_event(spooled, NOW).accepted_at == an_hour_ago
     assert reason_of(wire.decode_event, wire.encode_event(EVENT, accepted_at=an_hour_ago).value) == "future"
     ahead = wire.encode_event(EVENT, accepted_at=NOW + timedelta(days=1)).value
