@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     home: Path = Field(Path(".freshrank"), description="Folder that holds all state of this instance.")
 
     bus: Literal["embedded", "kafka"] = Field("embedded", description="The log: a file in the home, or Kafka.")
-    bus_partitions: int = Field(4, ge=1, le=256, description="Partitions of each topic of a new log.")
+    bus_partitions: int = Field(4, ge=1, le=4096, description="Partitions of each topic of a new log.")
     bus_retention_hours: float = Field(
         24 * 14, gt=0, description="How long the log keeps what every group has read (Kafka: read or not)."
     )

@@ -39,8 +39,10 @@ def features(servers: Servers, work: Path, events: int) -> Iterator[Figure]:
     with place(servers, work) as here:
         before = servers.redis_bytes()
         fill(events)
+        cpu_s = servers.redis_cpu_s()
         one = rate(here, "features", events, 1)
         yield figure("kafka_features_events_per_s", one)
+        yield figure("redis_cpu_us_per_event", (servers.redis_cpu_s() - cpu_s) / events * 1e6)
         users = -(-events // EVENTS_PER_USER)
         yield figure("redis_bytes_per_user", (servers.redis_bytes() - before) / users)
         yield figure("kafka_bytes_per_event", servers.kafka_bytes(here.name) / events)
@@ -55,10 +57,14 @@ def features(servers: Servers, work: Path, events: int) -> Iterator[Figure]:
 
 
 def trends(servers: Servers, work: Path, events: int) -> Iterator[Figure]:
-    """Trends alone."""
+    """Trends alone, and as two processes, which write to one database in turn."""
     with place(servers, work) as here:
         fill(events)
-        yield figure("kafka_trends_events_per_s", rate(here, "trends", events, 1))
+        one = rate(here, "trends", events, 1)
+        yield figure("kafka_trends_events_per_s", one)
+    with place(servers, work) as here:
+        fill(events)
+        yield figure("scale_two_trends", rate(here, "trends", events, 2) / one)
 
 
 def archive(servers: Servers, work: Path, events: int) -> Iterator[Figure]:

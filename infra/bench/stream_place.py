@@ -38,6 +38,12 @@ class Servers:
         with redis.Redis.from_url(self.settings["FRESHRANK_REDIS_URL"]) as client:
             return int(client.info("memory")["used_memory_dataset"])
 
+    def redis_cpu_s(self) -> float:
+        """Processor time that Redis has used so far."""
+        with redis.Redis.from_url(self.settings["FRESHRANK_REDIS_URL"]) as client:
+            used = client.info("cpu")
+        return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
+
 
 @dataclass(frozen=True, slots=True)
 class Place:

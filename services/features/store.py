@@ -43,7 +43,7 @@ from services.features.columns import (
     user_table,
 )
 from services.ports import LIVE_ITEMS_KEPT
-from services.postgresql import alone
+from services.postgresql import alone, parsed
 from services.signals import UserRows
 
 REPO = Path(__file__).parents[2] / "feature_repo"
@@ -132,7 +132,9 @@ def _registry(home: Path, database: Engine | None) -> dict[str, Any]:
 
 def registry_url(home: Path, database_url: str = "") -> str:
     """The registry's database as Feast wants it named."""
-    return database_url or f"sqlite:///{home / 'registry.db'}"
+    if not database_url:
+        return f"sqlite:///{home / 'registry.db'}"
+    return parsed(database_url).render_as_string(hide_password=False)
 
 
 def drop_registry(database: Engine) -> None:
