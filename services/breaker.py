@@ -1,10 +1,17 @@
-"""A circuit breaker: what failed a few times in a row is asked now and then only: not everybody waits for it."""
+"""No caller waits for what does not answer: a circuit breaker, and calls that end within a deadline."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotInTime
+from typing import TypeVar
+
+from services.domain import StageUnavailable
+
+Returned = TypeVar("Returned")
 
 
 class Breaker:
@@ -46,3 +53,31 @@ class Breaker:
         with self._lock:
             self._failures += 1
             self._asked_at = self._monotonic()
+
+
+class Bounded:
+    """Calls that end within `deadline_s`, whatever they wait for: a thread goes on waiting in the caller's place.
+
+    At most `threads` do so; while all of them hang, nobody else is sent after them."""
+
+    def __init__(self, name: str, deadline_s: float, threads: int = 1) -> None:
+        self._name = name
+        self._deadline_s = deadline_s
+        self._free = threading.Semaphore(threads)
+        self._pool = ThreadPoolExecutor(threads, name.replace(" ", "-"))
+
+    def __call__(self, work: Callable[[], Returned]) -> Returned:
+        """What `work` returns or raises; StageUnavailable after the deadline (`work` may still be done then)."""
+        until = time.monotonic() + self._deadline_s
+        if not self._free.acquire(timeout=self._deadline_s):
+            raise StageUnavailable(f"{self._name} has not answered others yet")
+        future: Future[Returned] = self._pool.submit(work)
+        future.add_done_callback(lambda _done: self._free.release())
+        try:
+            return future.result(max(0.0, until - time.monotonic()))
+        except NotInTime:
+            raise StageUnavailable(f"{self._name} did not answer within {self._deadline_s:g} s") from None
+
+    def close(self) -> None:
+        """No more calls; nobody waits for those that hang."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -16,6 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from services import heap
+from services.breaker import Bounded
 from services.bus.spool import Taken
 from services.consume import consume
 from services.domain import (
@@ -30,7 +31,7 @@ from services.domain import (
 from services.items import ItemTable
 from services.memory import MemorySlateLog
 from services.patience import Patience, PatientConsumer, PatientSource, Stopped
-from services.ports import Consumer, FeatureStore, SlateLog
+from services.ports import Catalogue, Consumer, FeatureStore, SlateLog
 from services.recommend import Stages, recommend
 from services.reports import Pulse
 from services.settings import Settings
@@ -51,6 +52,8 @@ HELD_BACK = "log_held_back"
 TIDY_EVERY_S = 600.0
 GIVE_BACK_EVERY_S = 15.0
 STUCK_LAG = 10_000
+HEALTH_S = 0.5
+"""So long may a part take to say how it is: health is asked every second."""
 WATCH_EVERY_S = 0.1
 
 
@@ -181,6 +184,7 @@ class Instance:
     """A running instance as the API sees it (`services.api.runtime.Runtime`)."""
 
     def __init__(self, home: Home, slates: SlateLog | None = None) -> None:
+        from services.catalogue.guarded import GuardedCatalogue
         from services.features.guarded import GuardedFeatures
 
         self._home = home
@@ -188,7 +192,7 @@ class Instance:
         self.sink = home.sink
         self.view = home.view
         self.features: FeatureStore = GuardedFeatures(home.features)
-        self.catalogue = home.catalogue
+        self.catalogue: Catalogue = GuardedCatalogue(home.catalogue)
         self.registry = home.registry
         self.quarantine = home.quarantine
         self._spool = home.spool(self.sink)
@@ -196,6 +200,7 @@ class Instance:
         self._slates: SlateLog = slates or self._queue or MemorySlateLog()
         self._vectors: list[ItemVectors] = []
         self._held_back = 0
+        self._within = {name: Bounded(f"the {name}", HEALTH_S) for name in ("database", "log", "features")}
         self._serving = self._make_serving()
         self.items = self._serving.items
         self._pulse = Pulse(self.view, home.told, home.objective, now, self._serving.ages_s)
@@ -256,7 +261,7 @@ class Instance:
             ("features", self._features_health, "lists are without personal history"),
         ):
             try:
-                health[name] = ask()
+                health[name] = self._within[name](ask)
             except AWAY as error:  # worse, but it works: an instance taken out of service would help nobody
                 health[name] = PartHealth("yellow", f"{without}: {error}")
         health["freshness"] = self._pulse.health()

@@ -95,6 +95,11 @@ class World:
             self.click()
             self.ask()
 
+    def look(self) -> None:
+        """What operators and pages ask for beside lists."""
+        for path in ("/health/ready", "/metrics", "/v1/items/lamp-1"):
+            self._timed(path, lambda path=path: self.client.get(path))
+
     def settled(self) -> None:
         """Everything has arrived exactly once: in the archive, and in the rows."""
         until = time.monotonic() + 60

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter
 from fastapi import Query as Parameter
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -182,7 +181,7 @@ def _card_of(runtime: Runtime, item_id: str) -> tuple[ItemCard | None, tuple[str
     """The card; without one, and named, where the catalogue is away and the item is known here."""
     try:
         return runtime.catalogue.cards([item_id])[0], ()
-    except (StageUnavailable, SQLAlchemyError):
+    except StageUnavailable:
         if item_id not in runtime.items:
             raise
         return None, ("catalogue",)

@@ -8,6 +8,7 @@ from math import nan
 import structlog
 
 from services.api.runtime import Runtime
+from services.breaker import Bounded
 from services.domain import StageUnavailable
 from services.freshness import Figures
 from services.lag import progress_of
@@ -25,14 +26,16 @@ from services.telemetry import (
     WITHIN_SHARE,
 )
 
+_THE_LOG, _THE_DATABASE = Bounded("the log", 1.0), Bounded("the metadata database", 1.0)
+"""Who collects metrics gives up after a few seconds, and would have none at all."""
 STATES = ("green", "yellow", "red")
 log = structlog.get_logger()
 
 
 def measure(runtime: Runtime) -> None:
     """Set the gauges. What cannot be asked keeps its last value: the other metrics are told all the same."""
-    for ask in (_lags, _freshness):
-        _try(ask, runtime)
+    for ask, within in ((_lags, _THE_LOG), (_freshness, _THE_DATABASE)):
+        _try(ask, runtime, within)
     ages_s = runtime.ages_s()
     ITEMS_CHANGED_AGE.set(ages_s["changed"])
     ITEMS_FED_AGE.set(ages_s["fed"])
@@ -42,9 +45,9 @@ def measure(runtime: Runtime) -> None:
         PART_STATE.labels(name).set(STATES.index(part.state))
 
 
-def _try(ask: Callable[[Runtime], None], runtime: Runtime) -> None:
+def _try(ask: Callable[[Runtime], None], runtime: Runtime, within: Bounded) -> None:
     try:
-        ask(runtime)
+        within(lambda: ask(runtime))
     except StageUnavailable as error:
         log.warning("not_measured", error=str(error))
 

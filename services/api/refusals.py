@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotInTime
 from datetime import datetime
 
 import msgspec
@@ -15,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from services.api.bodies import Refused, records
 from services.api.problems import Problem
 from services.api.runtime import Runtime
+from services.breaker import Bounded
 from services.domain import Coordinate, StageUnavailable, to_us
 from services.quarantine import Rejected
 from services.telemetry import EVENTS_REJECTED
@@ -28,7 +27,7 @@ KEPT_MAX = 100
 KEPT_BYTES_MAX = 1_000_000
 """Most records, and most bytes, of one request that are kept; all are counted."""
 KEEP_WAIT_S = 0.25
-"""An answer waits so long for the quarantine; while that is at work still, what is refused is not kept."""
+"""An answer waits so long for the quarantine; where that is away, what is refused is answered and not kept."""
 
 
 class Refusals:
@@ -38,8 +37,7 @@ class Refusals:
         self._runtime = runtime
         self._lock = threading.Lock()
         self._last = 0
-        self._keeper = ThreadPoolExecutor(1, "refusals")
-        self._keeping: Future[None] | None = None
+        self._within = Bounded("the quarantine", KEEP_WAIT_S)
 
     def records(self, topic: str, body: bytes, content_type: str, list_name: str) -> list[object]:
         """`bodies.records`; a body that is no JSON is kept before its Problem is raised."""
@@ -64,14 +62,10 @@ class Refusals:
                 break
             place = Coordinate(LOG_ID, topic, 0, self._number(now))
             kept.append(Rejected(place, each.reason, each.detail, value, now, None, len(came)))
-        if self._keeping is not None and not self._keeping.done():
-            log.warning("refused_not_kept", records=len(kept), error="the quarantine has not answered yet")
-            return
-        self._keeping = self._keeper.submit(self._runtime.quarantine.add, kept)
         try:
-            self._keeping.result(KEEP_WAIT_S)
-        except (StageUnavailable, SQLAlchemyError, NotInTime) as error:
-            log.warning("refused_not_kept", records=len(kept), error=str(error) or f"nothing after {KEEP_WAIT_S} s")
+            self._within(lambda: self._runtime.quarantine.add(kept))
+        except (StageUnavailable, SQLAlchemyError) as error:
+            log.warning("refused_not_kept", records=len(kept), error=str(error))
 
     def _number(self, now: datetime) -> int:
         """Nanoseconds since 1970, and more than the last one."""

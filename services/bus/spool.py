@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotInTime
 from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
 
 from services import intake, wire
+from services.breaker import Bounded
 from services.bus.embedded import EmbeddedBus
 from services.consume import consume
 from services.domain import TOPIC_EVENTS, Batch, Coordinate, Outgoing, Partition, StageUnavailable
@@ -76,12 +75,11 @@ class Spool:
     def __init__(self, kept: EmbeddedBus | None, sink: EventSink, after_s: float, now: Callable[[], datetime]) -> None:
         self._kept = kept
         self._sink = sink
-        self._after_s = after_s
         self._now = now
         self._away = False
         self.has_room = True
         """Whether the last event that needed the spool got into it; shown in health."""
-        self._publishers = ThreadPoolExecutor(PUBLISHERS, "publish")
+        self._within = Bounded("the log", after_s, PUBLISHERS)
         self._stopping = threading.Event()
         self._news = threading.Event()
         self._thread: threading.Thread | None = None
@@ -103,7 +101,7 @@ class Spool:
         reason = "what came before still waits for the log"
         if not self._away:
             try:
-                return Taken(self._publish(messages), 0)
+                return Taken(self._within(lambda: self._sink.publish(messages)), 0)
             except StageUnavailable as error:
                 reason = str(error)
                 self._away = True
@@ -127,16 +125,7 @@ class Spool:
         self._news.set()
         if self._thread is not None:
             self._thread.join(wait_s)
-        self._publishers.shutdown(wait=False, cancel_futures=True)
-
-    def _publish(self, messages: Sequence[Outgoing]) -> tuple[Coordinate, ...]:
-        """To the log, within `after_s`: a thread of its own goes on waiting for a log that hangs."""
-        publishing: Future[tuple[Coordinate, ...]] = self._publishers.submit(self._sink.publish, messages)
-        try:
-            return publishing.result(self._after_s)
-        except NotInTime:
-            publishing.cancel()
-            raise StageUnavailable(f"the log did not answer within {self._after_s:g} s") from None
+        self._within.close()
 
     def _keep(self, messages: Sequence[Outgoing]) -> Taken:
         assert self._kept is not None

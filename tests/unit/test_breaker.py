@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 
-from services.breaker import Breaker
+from services.breaker import Bounded, Breaker
 from services.domain import StageUnavailable, UserState
 from services.features.guarded import GuardedFeatures
 from services.memory import MemoryFeatureStore
@@ -70,3 +71,37 @@ def test_a_store_that_is_away_costs_a_few_answers_its_deadline_and_the_others_no
     clock.now += 0.5
     assert guarded.read("ann") == UserState("ann")
     assert guarded.read_many(["ann", "bob"]) == (UserState("ann"), UserState("bob"))
+
+
+def test_a_call_ends_at_its_deadline_and_nobody_is_sent_after_those_that_hang() -> None:
+    within, hangs = Bounded("the store", 0.1, threads=2), threading.Event()
+    asked: list[int] = []
+
+    def ask(number: int) -> int:
+        asked.append(number)
+        hangs.wait(10)
+        return number
+
+    for number in range(4):
+        started = time.monotonic()
+        with pytest.raises(StageUnavailable, match="the store"):
+            within(lambda number=number: ask(number))
+        assert 0.09 < time.monotonic() - started < 1.0
+    assert asked == [0, 1]
+    hangs.set()
+    until = time.monotonic() + 5
+    while True:  # the threads come back
+        try:
+            assert within(lambda: ask(9)) == 9
+            break
+        except StageUnavailable:
+            assert time.monotonic() < until
+    within.close()
+
+
+def test_what_a_call_raises_is_raised() -> None:
+    within = Bounded("the store", 5.0)
+    with pytest.raises(ZeroDivisionError):
+        within(lambda: 1 // 0)
+    assert within(lambda: 7) == 7
+    within.close()
