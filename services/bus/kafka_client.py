@@ -45,11 +45,12 @@ PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI")
 FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
 SECURITY = (
-    "security_protocol", *FILES, "ssl_check_hostname", "ssl_password", "ssl_ciphers", "sasl_mechanism",
+    "security_protocol", *FILES, "ssl_check_hostname", "ssl_password", "sasl_mechanism",
     "sasl_plain_username", "sasl_plain_password", "sasl_kerberos_service_name", "sasl_kerberos_domain_name",
     "proxy_url",
 )  # fmt: skip
-"""The options of kafka-python that `kafka_security` may set: all that a text can say about TLS and SASL."""
+"""The options of kafka-python that `kafka_security` may set: what a text can say about TLS and SASL, and all of its
+clients know."""
 
 
 @dataclass(frozen=True, slots=True)
