@@ -100,7 +100,7 @@ class TestTrends(ConsumerContract):
     @pytest.fixture
     def part(self, engine: Engine) -> Consumer:
         history = MemoryHistory(lambda: ())
-        return TrendsConsumer(engine, RULES, history, write_parts, lambda: "log", lambda: NOW)
+        return TrendsConsumer(engine, RULES, history, write_parts, lambda _topic: "log", lambda: NOW)
 
 
 class TestArchive(ConsumerContract):
