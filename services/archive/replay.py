@@ -34,7 +34,7 @@ class Replay:
         try:
             (coordinate,) = self.sink.publish([message])
         except BaseException:
-            self.quarantine.release(entry.number)  # the port's promise: nothing was published
+            self.quarantine.release(entry.number)  # it may be tried again: as far as the log says, it has nothing
             raise
         self.quarantine.settle(entry.number, coordinate)
         return coordinate

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from services.catalogue.cards import MemoryCatalogue, SqlCatalogue
+from services.catalogue.guarded import GuardedCatalogue
 from services.catalogue.live import write_parts
 from services.domain import TOPIC_ITEMS, Coordinate, ItemCard, ItemChange, Operation
 from services.ports import Catalogue
@@ -131,6 +132,14 @@ class TestMemoryCatalogue(CatalogueContract):
     @pytest.fixture
     def catalogue(self, tmp_path: Path) -> Catalogue:
         return MemoryCatalogue()
+
+
+class TestGuardedCatalogue(CatalogueContract):
+    """One that is read within a deadline."""
+
+    @pytest.fixture
+    def catalogue(self, tmp_path: Path) -> Catalogue:
+        return GuardedCatalogue(MemoryCatalogue(), deadline_s=10.0)
 
 
 class TestSqlCatalogue(CatalogueContract):

@@ -18,6 +18,7 @@ from feast_home import feast_at
 
 from services.domain import Interaction, StageUnavailable, UserState
 from services.features.fold import fold
+from services.features.guarded import GuardedFeatures
 from services.features.history import MemoryHistory
 from services.features.store import FeastFeatureStore, FeastHistory
 from services.memory import MemoryFeatureStore
@@ -147,6 +148,16 @@ class TestMemory(FeatureStoreContract):
         store = MemoryFeatureStore()
         history = MemoryHistory(lambda: store.history)
         return Stores(store, history, history.append_item_stats, history.append_item_live)
+
+
+class TestGuarded(TestMemory):
+    """Behind a circuit breaker."""
+
+    @pytest.fixture
+    def stores(self, tmp_path: Path) -> Stores:
+        store = MemoryFeatureStore()
+        history = MemoryHistory(lambda: store.history)
+        return Stores(GuardedFeatures(store), history, history.append_item_stats, history.append_item_live)
 
 
 class FeastContract(FeatureStoreContract):
