@@ -85,6 +85,9 @@ class QueueSlateLog:
         except StageUnavailable as error:
             self._drop(len(slates))
             log.warning("slates_dropped", slates=len(slates), reason=str(error))
+        except Exception as error:  # a thread that ends would record nothing any more, and say no word of it
+            self._drop(len(slates))
+            log.error("slates_dropped", slates=len(slates), reason=str(error), kind=type(error).__name__)
 
     def _drop(self, count: int) -> None:
         with self._lock:

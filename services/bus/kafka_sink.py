@@ -60,6 +60,13 @@ class KafkaSink:
             except StageUnavailable:
                 self._retire(producer)
                 raise
+            except errors.IllegalStateError as error:
+                if self._producer is producer:
+                    raise  # our mistake, no outage
+                raise StageUnavailable(
+                    f"Kafka at {self._choices.where} could not take {len(messages)} messages:"
+                    " another caller gave up and ended the producer of both"
+                ) from error
         finally:
             with self._lock:
                 self._in_flight -= len(messages)

@@ -24,6 +24,7 @@ AWAY = (StageUnavailable, OSError)
 DRAINED_AT_ONCE = 500
 LOOK_EVERY_S = 2.0
 """How often an idle spool is looked at: another process of this home may have died with something in it."""
+AFTER_A_FAILURE_S = 1.0
 PUBLISHERS = 40
 """Requests that can publish at once: as many as the API works on."""
 
@@ -151,9 +152,9 @@ class Spool:
                 self.has_room = self.has_room or left == 0
             except Stopped:
                 return
-            except AWAY as error:
-                log.warning("spool_failed", error=str(error))
-                self._stopping.wait(1.0)
+            except Exception as error:  # a thread that ends would leave what is spooled where it is, for ever
+                log.error("spool_failed", error=str(error), kind=type(error).__name__)
+                self._stopping.wait(AFTER_A_FAILURE_S)
 
     def _drain(self, patience: Patience) -> None:
         """Until nothing is left: to the log in the order it came, then out of the file."""

@@ -133,6 +133,25 @@ def test_a_refusing_bus_loses_slates_by_count_and_never_raises() -> None:
     assert slates.dropped == 1
 
 
+def test_a_bus_that_fails_in_a_way_nobody_thought_of_ends_no_recording() -> None:
+    class Breaking(StuckSink):
+        def publish(self, messages: Sequence[Outgoing]) -> tuple[Coordinate, ...]:
+            if self.refuses:
+                raise ZeroDivisionError
+            return super().publish(messages)
+
+    sink = Breaking(refuses=True)
+    sink.go_on.set()
+    slates = QueueSlateLog(sink, 5)
+    slates.record(slate("r1"))
+    slates.flush(3)
+    sink.refuses = False
+    slates.record(slate("r2"))
+    slates.flush(3)
+    slates.close()
+    assert (slates.dropped, sink.published) == (1, 1)
+
+
 def test_a_flush_does_not_wait_longer_than_asked() -> None:
     sink = StuckSink(refuses=False)
     slates = QueueSlateLog(sink, 5)

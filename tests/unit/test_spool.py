@@ -43,10 +43,15 @@ class Log(MemoryBus):
         self.hangs = threading.Event()
         self.hangs.set()
         self.calls = 0
+        self.breaks = False
+        self.broken = 0
 
     def publish(self, messages: Sequence[Outgoing]) -> tuple[Coordinate, ...]:
         self.calls += 1
         self.hangs.wait(30)
+        if self.breaks:
+            self.broken += 1
+            raise ZeroDivisionError
         if self.away:
             raise StageUnavailable("the log is away")
         return super().publish(messages)
@@ -220,6 +225,17 @@ def test_a_spool_that_cannot_be_written_is_a_refusal_never_a_false_yes(world: Wo
     world.log.away = False
     eventually(lambda: spool.take([click(2)]).spooled == 0)
     assert set(world.log.ids()) == {"e0002"}
+
+
+def test_a_log_that_fails_in_a_way_nobody_thought_of_ends_no_drain(world: World) -> None:
+    spool = world.open()
+    world.log.away = True
+    spool.take([click(1)])
+    world.log.breaks = True
+    eventually(lambda: world.log.broken > 0)
+    world.log.away = world.log.breaks = False
+    eventually(lambda: spool.waiting() == 0)
+    assert world.log.ids() == ["e0001"]
 
 
 def test_without_a_spool_the_log_alone_decides() -> None:
