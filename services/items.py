@@ -102,6 +102,23 @@ class ItemChanged:
     seq: int
 
 
+@dataclass(frozen=True, slots=True)
+class _CountsRows:
+    """The counts of n parts: float32 [n, COUNTS_WIDTH], their stamps and times of writing int64 [n]."""
+
+    counts: NDArray[np.float32]
+    at_us: NDArray[np.int64]
+    written_us: NDArray[np.int64]
+
+    @staticmethod
+    def of(parts: Sequence[StatsPart]) -> _CountsRows:
+        return _CountsRows(
+            np.array([each.counts for each in parts], dtype=np.float32).reshape(-1, COUNTS_WIDTH),
+            np.array([each.at_us for each in parts], dtype=np.int64),
+            np.array([each.written_us for each in parts], dtype=np.int64),
+        )
+
+
 class ItemTable:
     """Cards, counts, co-visits and text vectors of all items, by slot."""
 
@@ -124,11 +141,17 @@ class ItemTable:
     # ------------------------------------------------------------------------------------------ writing
 
     def apply(self, changes: Iterable[ItemChanged]) -> None:
-        """Take changes in; applying one again, or an older one of the same part again, is harmless."""
+        """Take changes in, all at once for those who read; applying one again, or an older one of the same part again,
+        is harmless."""
+        changes = list(changes)
+        counted = sorted((each for each in changes if isinstance(each.payload, StatsPart)), key=lambda each: each.seq)
+        counts = _CountsRows.of([each.payload for each in counted if isinstance(each.payload, StatsPart)])
         with self._lock:
             for change in changes:
                 slot = self._slot_made(change.item_id)
                 payload = change.payload
+                if isinstance(payload, StatsPart):
+                    continue
                 column = _PARTS.index(type(payload))
                 if change.seq < self._seqs[slot, column]:
                     continue
@@ -136,16 +159,13 @@ class ItemTable:
                 match payload:
                     case CardPart():
                         self._apply_card(slot, payload)
-                    case StatsPart():
-                        self._counts[slot] = payload.counts
-                        self._counts_at_us[slot] = payload.at_us
-                        self.as_of_us = max(self.as_of_us, payload.written_us)
                     case CovisitsPart():
                         self._covisits[slot] = payload
                     case VectorPart():
                         self._vectors[slot] = np.frombuffer(payload.float16, dtype="<f2").astype(np.float32)
                         self._vectors_new.append(change.item_id)
-                self.as_of = max(self.as_of, change.seq)
+            self._apply_counts(counted, counts)
+            self.as_of = max((self.as_of, *(change.seq for change in changes)))
             self._ranked.clear()
 
     def take_new_vectors(self) -> tuple[tuple[str, NDArray[np.float32]], ...]:
@@ -287,6 +307,18 @@ class ItemTable:
         for place in np.flatnonzero(slots == 0).tolist():
             hashes[place] = hash64(item_ids[place])
         return hashes
+
+    def _apply_counts(self, changes: Sequence[ItemChanged], rows: _CountsRows) -> None:
+        """All of them in a few strokes, however many a flush of trends has touched; an item's later row comes later."""
+        column = _PARTS.index(StatsPart)
+        slots = np.array([self._slots[change.item_id] for change in changes], dtype=np.int64)
+        seqs = np.array([change.seq for change in changes], dtype=np.int64)
+        newer = seqs >= self._seqs[slots, column]
+        slots = slots[newer]
+        self._seqs[slots, column] = seqs[newer]
+        self._counts[slots] = rows.counts[newer]
+        self._counts_at_us[slots] = rows.at_us[newer]
+        self.as_of_us = max(self.as_of_us, int(rows.written_us[newer].max(initial=0)))
 
     def _apply_card(self, slot: int, card: CardPart) -> None:
         self._titles[slot] = card.title

@@ -29,6 +29,7 @@ from services.telemetry import ITEMS_AS_OF
 
 SEQUENCE = "items_live"
 PAGE = 5000
+POLL_PAGES = 20
 ARRIVALS_KEPT = 2000
 """Writes whose arrivals are kept: a server that polls four times a second reads them long before."""
 _NAMES: dict[type[Payload], PartName] = {
@@ -91,13 +92,23 @@ class ItemFeed:
     def load(self, table: ItemTable) -> int:
         """Apply everything there is, page by page; returns how many changes were applied."""
         applied = 0
-        while page := self.poll(table):
-            applied += page
+        while page := self.changes(table.as_of):
+            table.apply(page)
+            applied += len(page)
+        ITEMS_AS_OF.set(table.as_of)
         return applied
 
     def poll(self, table: ItemTable) -> int:
-        """Apply the next page of changes; 0 when the table is up to date."""
+        """Apply what is new, all of it at once, so that no answer knows half of a writing (of more than POLL_PAGES
+        pages the first ones: a whole catalogue came); 0 when the table is up to date."""
         changes = self.changes(table.as_of)
+        for _ in range(POLL_PAGES - 1):
+            if len(changes) % PAGE or not changes:
+                break
+            more = self.changes(changes[-1].seq)
+            changes += more
+            if not more:
+                break
         if changes:
             table.apply(changes)
             ITEMS_AS_OF.set(table.as_of)

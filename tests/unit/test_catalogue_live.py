@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
+import pytest
 from sqlalchemy import Engine
 
-from services.catalogue.live import ItemFeed, write_parts
-from services.items import CovisitsPart, ItemTable, Payload, StatsPart
+from services.catalogue import live
+from services.catalogue.live import PAGE, ItemFeed, write_parts
+from services.items import CovisitsPart, ItemChanged, ItemTable, Payload, StatsPart
 
 
 def stats(clicks: float) -> StatsPart:
@@ -49,6 +52,37 @@ def test_pages_are_bounded_and_poll_goes_on_where_the_table_is(engine: Engine) -
     assert feed.poll(table) == 1
     assert table.as_of == 13
     assert table.block(["i3"]).counts[0, 3] == 30.0
+
+
+def test_a_writing_of_many_pages_is_seen_whole_or_not_at_all(engine: Engine) -> None:
+    """A server that looks at any moment knows the counts of one writing: those that its `as_of_us` names."""
+
+    class Watched(ItemTable):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[tuple[int, set[int]]] = []
+
+        def apply(self, changes: Iterable[ItemChanged]) -> None:
+            super().apply(changes)
+            block = self.block(names)
+            self.seen.append((block.as_of_us, set(block.counts[:, 3].astype(int).tolist())))
+
+    names = [f"i{n}" for n in range(2 * PAGE + 1)]
+    feed, table = ItemFeed(engine), Watched()
+    for written in (1, 2, 3):
+        write(engine, *((name, StatsPart([float(written)] * 9, 1000, written)) for name in names))
+        if written == 2:
+            continue  # the server sees the second only as far as the third left it
+        assert feed.poll(table) == len(names)
+    assert table.seen == [(1, {1}), (3, {3})]
+
+
+def test_more_than_a_poll_takes_comes_with_the_next(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "POLL_PAGES", 2)
+    names = [f"i{n}" for n in range(2 * PAGE + 7)]
+    write(engine, *((name, stats(1)) for name in names))
+    feed, table = ItemFeed(engine), ItemTable()
+    assert [feed.poll(table), feed.poll(table), feed.poll(table)] == [2 * PAGE, 7, 0]
 
 
 def test_a_write_that_is_rolled_back_leaves_no_row_and_no_number(engine: Engine) -> None:
