@@ -199,12 +199,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name the suites that did not run for want of servers."""
-    skipped = [each for each in terminalreporter.stats.get("skipped", ()) if MISSING in str(each.longrepr)]
+    skipped: dict[str, set[str]] = {}
+    for each in terminalreporter.stats.get("skipped", ()):
+        _, found, why = str(each.longrepr).partition(MISSING)
+        if found:
+            skipped.setdefault(why.rstrip("')"), set()).add(each.nodeid.split("::")[0])
     if skipped:
         terminalreporter.section("live suites that did not run", red=True)
-        terminalreporter.line(str(skipped[0].longrepr[2] if isinstance(skipped[0].longrepr, tuple) else MISSING))
-        for suite in sorted({each.nodeid.split("::")[0] for each in skipped}):
-            terminalreporter.line(suite)
+    for why, suites in skipped.items():
+        terminalreporter.line(why)
+        terminalreporter.line("  " + "\n  ".join(sorted(suites)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
