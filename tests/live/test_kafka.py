@@ -176,6 +176,18 @@ def test_new_partitions_are_written_and_read_within_seconds(
     assert "after" in texts(drained(source, 20))
 
 
+def test_new_partitions_are_read_also_when_the_leader_came_back_as_a_static_member(
+    opened: Open, admin: KafkaAdminClient, topic_prefix: str
+) -> None:
+    bus = opened(instance_id="a")
+    first(bus.source("features", [EVENTS]))
+    bus.close()
+    again = opened(instance_id="a").source("features", [EVENTS])
+    first(again)
+    admin.create_partitions({topic_prefix + EVENTS: 8})
+    until(lambda: len(again.lag()) == 8, again)
+
+
 # ------------------------------------------------------------------------------------- what is kept there
 
 
