@@ -172,7 +172,7 @@ class KafkaSource(EventSource):
                 if at is None:
                     at = moments[record.timestamp] = self._accepted_at(record.timestamp)
                 key = None if record.key is None else record.key.decode(errors="backslashreplace")
-                yield Message(Coordinate(log_id, topic, number, record.offset), key, record.value or b"", at)
+                yield Message(Coordinate(log_id, topic, number, record.offset), key, record.value, at)
 
     def _follow(self, partition: Partition, first: int, last: int) -> None:
         """See that nothing is left out between two polls. Offsets that transactions use up are no messages."""
