@@ -52,6 +52,7 @@ HELD_BACK = "log_held_back"
 TIDY_EVERY_S = 600.0
 GIVE_BACK_EVERY_S = 15.0
 STUCK_LAG = 10_000
+PARTS = ("database", "log", "features", "freshness")
 HEALTH_S = 0.5
 """So long may a part take to say how it is: health is asked every second."""
 WATCH_EVERY_S = 0.1
@@ -200,7 +201,7 @@ class Instance:
         self._slates: SlateLog = slates or self._queue or MemorySlateLog()
         self._vectors: list[ItemVectors] = []
         self._held_back = 0
-        self._within = {name: Bounded(f"the {name}", HEALTH_S) for name in ("database", "log", "features")}
+        self._within = {name: Bounded(f"the {name}", HEALTH_S) for name in PARTS}
         self._serving = self._make_serving()
         self.items = self._serving.items
         self._pulse = Pulse(self.view, home.told, home.objective, now, self._serving.ages_s)
@@ -259,12 +260,12 @@ class Instance:
             ("database", self._database_health, "lists are made of what is known here"),
             ("log", self._log_health, "events wait in the spool"),
             ("features", self._features_health, "lists are without personal history"),
+            ("freshness", self._pulse.health, "not known"),
         ):
             try:
                 health[name] = self._within[name](ask)
             except AWAY as error:  # worse, but it works: an instance taken out of service would help nobody
                 health[name] = PartHealth("yellow", f"{without}: {error}")
-        health["freshness"] = self._pulse.health()
         return health
 
     def _database_health(self) -> PartHealth:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -58,6 +58,7 @@ class World:
         self.told: Counter[tuple[str, int]] = Counter()
         self.degraded: Counter[str] = Counter()
         self.seconds: list[float] = []
+        self.slowest: defaultdict[str, float] = defaultdict(float)
         self.spooled = 0
 
     @property
@@ -124,6 +125,7 @@ class World:
         started = time.monotonic()
         answer = call()
         self.seconds.append(time.monotonic() - started)
+        self.slowest[what] = max(self.slowest[what], self.seconds[-1])
         self.told[what, answer.status_code] += 1
         return answer
 

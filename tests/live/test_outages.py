@@ -20,7 +20,7 @@ from outage_world import World, running
 from services.settings import Settings
 
 OUTAGE_S = float(os.environ.get("OUTAGE_S", "3"))
-LONGEST_S = 5.0
+LONGEST_S = 3.0
 """One process does all here, beside three servers on the same cores: no answer may take longer all the same."""
 
 
@@ -49,7 +49,7 @@ def report(world: World, what: str) -> None:
     print(  # noqa: T201
         f"{what}: {told}; degraded {dict(world.degraded)}; spooled {world.spooled}; "
         f"p50 {world.percentile(50) * 1e3:.0f} ms, p99 {world.percentile(99) * 1e3:.0f} ms, "
-        f"slowest {world.slowest_s * 1e3:.0f} ms"
+        f"slowest {', '.join(f'{name} {s * 1e3:.0f} ms' for name, s in world.slowest.items())}"
     )
 
 
@@ -63,6 +63,7 @@ def test_each_server_away_in_turn(stack: Stack, world: World) -> None:
     ):  # fmt: skip
         world.told, world.degraded, world.spooled = Counter(), Counter(), 0
         world.seconds.clear()
+        world.slowest.clear()
         take_away(server)
         world.live(OUTAGE_S / 2)
         world.look()
