@@ -112,9 +112,9 @@ class KafkaView:
         names = [self._choices.group_there(group) for group in groups]
         if names:
             done = self._ask("forget groups", lambda admin: admin.delete_groups(names))
-            for name, error in done.items():
-                if error not in (errors.NoError, errors.GroupIdNotFoundError):
-                    raise StageUnavailable(f"Kafka at {self._choices.where} keeps the group {name}: {error.__name__}")
+            for name, said in done.items():
+                if said not in ("OK", errors.GroupIdNotFoundError.__name__):
+                    raise StageUnavailable(f"Kafka at {self._choices.where} keeps the group {name}: {said}")
 
     def delete_topics(self, topics: Sequence[str]) -> None:
         """Delete topics with all that is in them."""

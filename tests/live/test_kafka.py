@@ -21,7 +21,7 @@ from services import wire
 from services.bus.embedded import EmbeddedBus
 from services.bus.kafka import KafkaBus
 from services.bus.kafka_client import KafkaChoices
-from services.domain import BadRequest, Batch, Event, ItemChange, Outgoing, Partition, SettingsInvalid
+from services.domain import BadRequest, Batch, Event, ItemChange, Outgoing, Partition, SettingsInvalid, StageUnavailable
 from services.ports import EventSource
 
 NOW = datetime.now(UTC).replace(microsecond=123_456)
@@ -264,6 +264,19 @@ def test_retention_reports_what_no_group_has_read_before_it_is_gone(opened: Open
     assert bus.trim(NOW + timedelta(hours=8.1)) == {place: 5}
     source.commit({place: 9})
     assert bus.trim(NOW + timedelta(hours=8.1)) == {}
+
+
+def test_a_group_is_forgotten_when_nobody_reads_for_it_and_then_reads_from_the_beginning(opened: Open) -> None:
+    bus = opened()
+    bus.sink().publish([outgoing("ann", "1")])
+    source = bus.source("features", [EVENTS])
+    source.commit(Batch(tuple(drained(source, 1))).next_offsets())
+    with pytest.raises(StageUnavailable, match=r"keeps the group .*features: NonEmptyGroupError"):
+        bus.forget()
+    source.close()
+    bus.forget()
+    assert bus.view().topics("features") == ()
+    assert texts(drained(bus.source("features", [EVENTS]), 1)) == ["1"]
 
 
 # ------------------------------------------------------------------------------------------------ topics
