@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
 from services.domain import BadRequest
+from services.postgresql import Waits, engine_of
 from services.training.schedule import NICENESS, ChildCommand, RetrainSchedule, WhileRunning, start_child, stop_children
 
 TELL = "import os, sys, time; time.sleep(0.3); open(sys.argv[1], 'a').write(f'{os.nice(0)} {os.environ[\"OMP_NUM_THREADS\"]} {os.environ[\"WHERE\"]}\\n')"  # noqa: E501
@@ -103,3 +106,27 @@ def test_a_run_can_be_asked_for_now_and_ends_with_the_schedule(engine: Engine, t
 def test_the_status_of_a_child_is_told_and_without_children_there_is_nothing_to_stop() -> None:
     assert start_child([sys.executable, "-c", "raise SystemExit(3)"], {}, 1) == 3
     stop_children()
+
+
+def test_a_schedule_whose_database_is_away_can_be_started_again_later(engine: Engine, tmp_path: Path) -> None:
+    away = engine_of("postgresql://nobody@127.0.0.1:1/nothing", Waits(connect_ms=1000))
+    with pytest.raises(OperationalError):
+        RetrainSchedule(away, timedelta(hours=1), child(tmp_path / "told")).start(datetime.now(UTC))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("APScheduler")]
+    schedule = RetrainSchedule(engine, timedelta(hours=1), child(tmp_path / "told"))
+    schedule.start(datetime.now(UTC))
+    until((tmp_path / "told").exists)
+    schedule.stop()
+
+
+def test_a_machine_starts_its_own_command_whoever_wrote_the_job_last(engine: Engine, tmp_path: Path) -> None:
+    """Two machines share the database; what stands there says when, not what."""
+    first = RetrainSchedule(engine, timedelta(hours=1), child(tmp_path / "theirs"))
+    first.start(datetime.now(UTC) + timedelta(hours=1))
+    first.stop()
+    second = RetrainSchedule(engine, timedelta(hours=1), child(tmp_path / "ours"))
+    second.start(datetime.now(UTC) + timedelta(hours=1))
+    second.run_now(datetime.now(UTC))
+    until((tmp_path / "ours").exists)
+    second.stop()
+    assert not (tmp_path / "theirs").exists()
