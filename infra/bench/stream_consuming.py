@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from figures import Figure, figure
-from stream_place import PARTITIONS, Place, Servers, place
+from stream_place import Place, Servers, place
 
 from services.domain import HOUR_US, TOPIC_EVENTS, Batch, Event, Partition, UserState, hash64
 from services.ports import EventSource, FeatureStore
@@ -24,6 +24,7 @@ EVENTS_PER_USER = 10
 ITEMS = 10_000
 CHUNK = 2000
 JOIN_S_MAX = 60.0
+STEADY_S = 2.0
 FULL_USERS = 2000
 FULL_EVENTS = 64
 STEP_S = 0.02
@@ -213,6 +214,7 @@ def consume_here(name: str, signs: Path, processes: int, number: int) -> dict[st
             consume(counted, part, counted.given_out, records_max=settings.features_batch_max, wait_s=0.05)
             ended = time.monotonic()
         assert counted.committed == totals, (counted.committed, totals)
+        _stay(source, signs, processes, number)
         events = sum(end for p, end in totals.items() if p.topic == TOPIC_EVENTS)
         return {"start": started, "end": ended, "events": events}
 
@@ -220,24 +222,40 @@ def consume_here(name: str, signs: Path, processes: int, number: int) -> dict[st
 def _joined(
     source: EventSource, ends: Mapping[Partition, int], signs: Path, processes: int, number: int
 ) -> set[Partition]:
-    """The partitions of this process once all processes together have all of them in equal shares."""
+    """The partitions of this process once all partitions have an owner and none has moved for STEADY_S."""
     owned: set[Partition] = set()
     until = time.monotonic() + JOIN_S_MAX
-    topics = {p.topic for p in ends}
+    steady = time.monotonic()
     while time.monotonic() < until:
         batch = source.poll(1, 0.1)
-        owned = (owned | set(batch.gained)) - set(batch.lost)
-        source.seek({p: ends[p] for p in batch.gained})  # nothing is read before all are there
-        share = len(owned) == len(topics) * PARTITIONS // processes
-        sign = signs / str(number)
-        if share:
-            sign.touch()
-        else:
-            sign.unlink(missing_ok=True)
-        if len(list(signs.iterdir())) == processes:
-            time.sleep(0.5)  # everybody looks once more
+        if batch.gained or batch.lost:
+            owned = (owned | set(batch.gained)) - set(batch.lost)
+            source.seek({p: ends[p] for p in batch.gained})  # nothing is read before all are there
+            steady = time.monotonic()
+        _leave(signs / f"joined-{number}", str(len(owned)))
+        told = _left(signs, "joined")
+        if len(told) < processes or sum(map(int, told)) < len(ends):
+            steady = time.monotonic()
+        if time.monotonic() - steady > STEADY_S:
             return owned
     raise TimeoutError(f"{len(owned)} partitions after {JOIN_S_MAX:.0f} s")
+
+
+def _stay(source: EventSource, signs: Path, processes: int, number: int) -> None:
+    """Stay a member until all are done: who leaves hands partitions to those that are still measured."""
+    _leave(signs / f"done-{number}", "")
+    while len(_left(signs, "done")) < processes:
+        source.poll(1, 0.1)
+
+
+def _leave(sign: Path, text: str) -> None:
+    half = sign.with_name(f".{sign.name}")
+    half.write_text(text)
+    half.replace(sign)
+
+
+def _left(signs: Path, kind: str) -> list[str]:
+    return [sign.read_text() for sign in signs.glob(f"{kind}-*")]
 
 
 if __name__ == "__main__":
