@@ -15,10 +15,10 @@ from typing import Any
 import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 from kafka.admin import OffsetSpec
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from services.bus.kafka_client import KafkaChoices, OwnershipMoved, as_unavailable, open_client
 from services.bus.kafka_joining import finish_what_is_begun
+from services.bus.kafka_sharing import TopicByTopic
 from services.bus.kafka_view import KafkaView
 from services.domain import Batch, Coordinate, Message, Partition, from_us, to_us
 from services.ports import EventSource
@@ -226,7 +226,7 @@ class KafkaSource(EventSource):
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 isolation_level="read_committed",
-                partition_assignment_strategy=[CooperativeStickyAssignor],
+                partition_assignment_strategy=[TopicByTopic],
                 session_timeout_ms=c.session_timeout_ms,
                 heartbeat_interval_ms=min(HEARTBEAT_MS_MAX, c.session_timeout_ms // HEARTBEATS_PER_SESSION),
                 max_poll_interval_ms=c.poll_interval_ms_max,

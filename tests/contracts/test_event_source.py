@@ -183,6 +183,15 @@ class EventSourceContract:
         read = [*drained(one, 40 - theirs), *drained(two, theirs)]
         assert sorted(texts(read), key=int) == [str(n) for n in range(40)]
 
+    def test_two_members_divide_every_topic_evenly(self, log: Bus) -> None:
+        one = log.source("trends", [EVENTS, ITEMS])
+        settled(one, places=8)
+        two = log.source("trends", [EVENTS, ITEMS])
+        settled(one, two, places=8)
+        for source in (one, two):
+            topics = [partition.topic for partition in source.lag()]
+            assert (topics.count(EVENTS), topics.count(ITEMS)) == (2, 2)
+
     def test_a_member_that_leaves_hands_its_partitions_on(self, log: Bus) -> None:
         one, two = log.source("features", [EVENTS]), log.source("features", [EVENTS])
         settled(one, two)
