@@ -71,6 +71,10 @@ class MemoryBus:
         """LogView: the next offset of every partition."""
         return {p: len(self.logs[p]) for p in self.of_topic(topic)}
 
+    def begins(self, topic: str) -> Mapping[Partition, int]:
+        """LogView: nothing is ever forgotten."""
+        return dict.fromkeys(self.of_topic(topic), 0)
+
     def committed(self, group: str, topic: str) -> Mapping[Partition, int]:
         """LogView: the committed offset of the group."""
         return {p: self.offsets.get((group, p), 0) for p in self.of_topic(topic)}
@@ -98,6 +102,12 @@ class MemoryBus:
     def trim(self, now: datetime) -> Mapping[Partition, int]:  # noqa: ARG002
         """Bus: nothing is ever forgotten."""
         return {}
+
+    def forget(self, *groups: str) -> None:
+        """Bus."""
+        self.offsets = {key: offset for key, offset in self.offsets.items() if key[0] not in groups}
+        for group in groups:
+            self.subscribed.pop(group, None)
 
     def of_topic(self, topic: str) -> tuple[Partition, ...]:
         """The partitions of one topic."""

@@ -73,6 +73,9 @@ class LogView(Protocol):
     def ends(self, topic: str) -> Mapping[Partition, int]:
         """The next offset of every partition of the topic."""
 
+    def begins(self, topic: str) -> Mapping[Partition, int]:
+        """The first offset that is still kept, of every partition of the topic; the end of an empty one."""
+
     def committed(self, group: str, topic: str) -> Mapping[Partition, int]:
         """The committed offset of the group for every partition of the topic; 0 where it has none."""
 
@@ -105,6 +108,10 @@ class Bus(Protocol):
     def trim(self, now: datetime) -> Mapping[Partition, int]:
         """Retention. How many messages stand at or near its end and are not committed by a known group that reads
         them, by partition: a red health state."""
+
+    def forget(self, *groups: str) -> None:
+        """Forget groups that will not come back: nothing is kept for them any more. StageUnavailable while one has
+        members, where the log minds."""
 
 
 class Consumer(Protocol):

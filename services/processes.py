@@ -28,6 +28,8 @@ from services.domain import (
     Slate,
     StageUnavailable,
 )
+from services.features.following import FollowingStore
+from services.features.namespaces import GROUP, group_of
 from services.items import ItemTable
 from services.memory import MemorySlateLog
 from services.patience import Patience, PatientConsumer, PatientSource, Stopped
@@ -56,6 +58,7 @@ PARTS = ("database", "log", "features", "freshness")
 HEALTH_S = 0.5
 """So long may a part take to say how it is: health is asked every second."""
 WATCH_EVERY_S = 0.1
+LIVE_LOOK_S = 0.25
 
 
 def unwatched(_done: int, _total: int, _text: str) -> None:
@@ -119,6 +122,7 @@ def _watch(
 ) -> None:
     """Until `stopping`: hear the order to stop, see the end of the work, tidy now and then."""
     tidied = given_back = time.monotonic()
+    looked_at = 0.0
     while not stopping.wait(WATCH_EVERY_S):
         if time.monotonic() - given_back > GIVE_BACK_EVERY_S:
             given_back = time.monotonic()
@@ -126,6 +130,9 @@ def _watch(
         try:
             if stopped() or finished():
                 return
+            if GROUP in names and time.monotonic() - looked_at > LIVE_LOOK_S:
+                looked_at = time.monotonic()
+                home.rows.look()
         except AWAY as error:
             log.warning("look_failed", error=str(error))
         if "archive" in names and time.monotonic() - tidied > TIDY_EVERY_S:
@@ -134,11 +141,27 @@ def _watch(
 
 
 def _consume(home: Home, part: Consumer, patience: Patience, stopping: threading.Event) -> None:
+    """Until `stopping`. When other user rows become live, the features consumer goes over to them and their group."""
+    if part.name != GROUP:
+        consume_as(home, part, part.name, patience, stopping.is_set)
+        return
+    while not stopping.is_set():
+        rows = patience.call(home.rows.look)
+        part = patience.call(partial(home.features_consumer, rows))
+        consume_as(home, part, group_of(rows.name), patience, partial(_others_live, home, rows.name, stopping))
+
+
+def _others_live(home: Home, name: str, stopping: threading.Event) -> bool:
+    return stopping.is_set() or home.rows.live() != name
+
+
+def consume_as(home: Home, part: Consumer, group: str, patience: Patience, stopped: Callable[[], bool]) -> None:
+    """Consume as a member of the group, until `stopped`."""
     s = home.settings
-    source = patience.call(lambda: home.bus.source(part.name, part.topics))
+    source = patience.call(lambda: home.bus.source(group, part.topics))
     try:
         consume(
-            PatientSource(source, patience), PatientConsumer(part, patience), stopping.is_set,
+            PatientSource(source, patience), PatientConsumer(part, patience), stopped,
             records_max=s.features_batch_max, wait_s=s.poll_wait_ms / 1000,
         )  # fmt: skip
     finally:
@@ -192,7 +215,8 @@ class Instance:
         self.settings = home.settings
         self.sink = home.sink
         self.view = home.view
-        self.features: FeatureStore = GuardedFeatures(home.features)
+        self._following = FollowingStore(home.rows.store, home.rows.live())
+        self.features: FeatureStore = GuardedFeatures(self._following)
         self.catalogue: Catalogue = GuardedCatalogue(home.catalogue)
         self.registry = home.registry
         self.quarantine = home.quarantine
@@ -203,6 +227,8 @@ class Instance:
         self._held_back = 0
         self._within = {name: Bounded(f"the {name}", HEALTH_S) for name in PARTS}
         self._serving = self._make_serving()
+        self._stopping = threading.Event()
+        self._follower = threading.Thread(target=self._follow_rows, name="watch-rows", daemon=True)
         self.items = self._serving.items
         self._pulse = Pulse(self.view, home.told, home.objective, now, self._serving.ages_s)
         self.told, self.ages_s, self.waiting_s = home.told, self._serving.ages_s, self._pulse.waiting_s
@@ -225,6 +251,7 @@ class Instance:
         self._serving.start()
         if self._queue is not None:  # not for one answer at the command line
             self._spool.start()
+        self._follower.start()
         try:
             self.features.read("warm-up")
         except StageUnavailable as error:
@@ -237,6 +264,7 @@ class Instance:
 
     def stop(self) -> None:
         """Runtime."""
+        self._stopping.set()
         gc.unfreeze()
         if self._reporter is not None:
             self._reporter.stop()
@@ -308,6 +336,14 @@ class Instance:
             self._vectors = [*self._vectors[-1:], vectors]  # the old release still answers until the swap
             vectors.load()  # once more: what came since the first look went to the old release only
         return stages
+
+    def _follow_rows(self) -> None:
+        """Read the user rows that are live, a moment after they became it."""
+        while not self._stopping.wait(LIVE_LOOK_S):
+            try:
+                self._following.follow(self._home.rows.look().name)
+            except AWAY as error:
+                log.warning("look_failed", error=str(error))
 
     def _refresh(self) -> None:
         fresh = self.items.take_new_vectors()

@@ -128,6 +128,9 @@ class Settings(BaseSettings):
     kinds: dict[str, KindRule] = Field(DEFAULT_KINDS, description="Declared kinds: sign, weight, threshold.")
 
     features_batch_max: int = Field(2000, ge=1, description="Most events the features consumer takes at once.")
+    history_events_max: int = Field(
+        64, ge=1, le=64, description="Newest events a user's row holds; a change wants `freshrank replay`."
+    )
     features_cache_users: int = Field(20_000, ge=0, description="User rows the features consumer keeps decoded.")
     poll_wait_ms: int = Field(200, ge=1, description="Longest wait of one poll; new messages end it at once.")
 

@@ -170,6 +170,20 @@ trend_users = Table(
     Index("trend_users_at", "at_us"),
 )
 
+namespaces = Table(
+    "namespaces",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("definition", Text, nullable=False, comment="kinds, events of a row, since; empty: not known"),
+    Column("source", String(16), nullable=False, comment="log, or archive and then the log"),
+    Column("offsets", Text, nullable=False, comment="where the group began to read the log"),
+    Column("archived_us", BigInteger, nullable=False, comment="the archive is read up to here"),
+    Column("created_us", BigInteger, nullable=False),
+    Column("caught_up_us", BigInteger, nullable=False, comment="0: not built yet"),
+    Column("live", Boolean, nullable=False),
+    Column("live_us", BigInteger, nullable=False, comment="when it became live last; 0: never"),
+)
+
 erasures = Table(
     "erasures",
     metadata,

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,9 @@ from sqlalchemy import Engine, select
 
 from services.bus.embedded import EmbeddedBus
 from services.domain import ReleaseInfo, ReleaseInvalid, SettingsInvalid
+from services.features.namespaces import Definition, LiveView, Namespace, Namespaces
+from services.features.places import feast_environment, online_config
+from services.features.rows import Rows
 from services.freshness import Ages, Objective
 from services.items import ItemTable
 from services.ports import Bus, Consumer, EventSink, FeatureStore, LogView, SlateLog
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from services.candidates.vectors import ItemVectors
     from services.catalogue.cards import SqlCatalogue
     from services.catalogue.live import ItemFeed
+    from services.features.consumer import FeaturesConsumer
     from services.features.store import FeastFeatureStore, FeastHistory
     from services.postgresql import Waits
     from services.training.registry import SqlRegistry
@@ -126,27 +131,51 @@ class Home:
 
     @property
     def view(self) -> LogView:
-        """Ends and committed offsets."""
-        return self.bus.view()
+        """Ends and committed offsets; those of `features` are of the rows that are live."""
+        return LiveView(self.bus.view(), self.rows.live)
 
     @cached_property
-    def feast(self) -> Any:
-        """The `feast.FeatureStore` of this process."""
+    def rows(self) -> Rows:
+        """The sets of user rows, and which one is live."""
+        s = self.settings
+        rows = Rows(
+            lambda: Namespaces(self.engine, now), self._open_feast, Definition(s.kind_rules(), s.history_events_max)
+        )
+        self._closers.append(rows.close)
+        return rows
+
+    def _open_feast(self, namespace: str) -> Any:
         from services.features.store import open_feast
 
         s = self.settings
         database = self.engine if s.database_url else None
-        online = online_config(s)
-        return open_feast(s.home, s.store_deadline_ms, s.bus_busy_timeout_ms, online=online, database=database)
+        return open_feast(
+            s.home, s.store_deadline_ms, s.bus_busy_timeout_ms, online=online_config(s), database=database,
+            namespace=namespace,
+        )  # fmt: skip
 
-    @cached_property
+    @property
+    def feast(self) -> Any:
+        """The `feast.FeatureStore` of this process, with the live user rows."""
+        return self.rows.feast(self.rows.live())
+
+    @property
     def features(self) -> FeastFeatureStore:
-        """User rows."""
-        from services.features.store import FeastFeatureStore
+        """The live user rows, and the counts of items."""
+        return self.rows.store(self.rows.live())
 
-        store = FeastFeatureStore(self.feast)
-        self._closers.append(store.close)
-        return store
+    def features_consumer(self, rows: Namespace) -> FeaturesConsumer:
+        """The features consumer of these rows."""
+        from services.features.consumer import FeaturesConsumer
+
+        self.refuse_volatile()
+        made_by = self.rows.consumed_by(rows)
+        if replace(made_by, since_us=0) != self.rows.wanted:
+            log.warning("definition_differs", rows=rows.name, mend="freshrank replay --into NAME, then swap")
+        return FeaturesConsumer(
+            self.rows.store(rows.name), made_by.rules, now, self.settings.features_cache_users, self.erased,
+            self.ages, made_by.events_max, made_by.since_us,
+        )  # fmt: skip
 
     def refuse_volatile(self) -> None:
         """SettingsInvalid where the online store may lose rows that consumers were told are written."""
@@ -225,12 +254,7 @@ class Home:
         s = self.settings
         match name:
             case "features":
-                from services.features.consumer import FeaturesConsumer
-
-                self.refuse_volatile()
-                return FeaturesConsumer(
-                    self.features, s.kind_rules(), now, s.features_cache_users, self.erased, self.ages
-                )
+                return self.features_consumer(self.rows.namespaces.live())
             case "trends":
                 from services.catalogue.live import write_parts
                 from services.trends.consumer import TrendsConsumer, TrendsSettings
@@ -355,10 +379,12 @@ def load_release(info: ReleaseInfo, device: str = "auto") -> ModelRelease:
 
 def feast_command(settings: Settings) -> tuple[list[str], dict[str, str], Path]:
     """Feast's own command line on this instance: arguments, environment and folder."""
-    from services.features.store import REPO, feast_environment
+    from services.features.store import REPO
 
     settings.home.mkdir(parents=True, exist_ok=True)
-    environment = feast_environment(settings.home, online_config(settings), settings.database_url)
+    with open_home(settings) as home:
+        live = home.rows.live()
+    environment = feast_environment(settings.home, online_config(settings), settings.database_url, live)
     return [str(Path(sys.executable).with_name("feast"))], environment, REPO
 
 
@@ -369,14 +395,5 @@ def forget_elsewhere(settings: Settings) -> None:
             bus.forget()
     if settings.online_store == "redis":
         with open_home(settings) as home:
-            home.features.forget_online()
-
-
-def online_config(settings: Settings) -> dict[str, Any]:
-    """The online store that the settings choose, as Feast is told of it."""
-    from services.features.store import redis_online, sqlite_online
-
-    s = settings
-    if s.online_store == "redis":
-        return redis_online(s.redis_url, s.redis_key_prefix, s.redis_batch_max, s.redis_connections_max)
-    return sqlite_online(s.home)
+            for each in home.rows.namespaces.all():
+                home.rows.store(each.name).forget_online()

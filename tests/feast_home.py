@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from services.features.store import open_feast, redis_online
+from services.features.places import redis_online
+from services.features.store import open_feast
 
 
 def feast_at(home: Path, redis_url: str = "", read_wait_ms: int = 1000) -> Any:

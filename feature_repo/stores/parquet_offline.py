@@ -24,6 +24,7 @@ from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob,
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import FeastConfigBaseModel
 from feast.type_map import feast_value_type_to_pa
+from pydantic import Field
 
 from feature_repo.stores.parts_io import append_part, live_parts
 
@@ -31,13 +32,15 @@ TIME = pa.timestamp("us", tz="UTC")
 
 
 class ParquetOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
-    """`folder` holds one folder of parts per source. `memory_limit` and `threads` bound a join."""
+    """`folder` holds one folder of parts per source. `memory_limit` and `threads` bound a join. `renamed`: in which
+    folder the rows of a source are kept, where it is not its own."""
 
     type: str = "feature_repo.stores.parquet_offline.ParquetOfflineStore"
     folder: str
     memory_limit: str = "2GB"
     threads: int = 2
     fsync: bool = True
+    renamed: dict[str, str] = Field(default_factory=dict)
 
 
 class ParquetOfflineStore(OfflineStore):  # type: ignore[misc]
@@ -171,7 +174,9 @@ class ParquetJob(RetrievalJob):  # type: ignore[misc]
 
 def folder_of(config: Any, source: Any) -> Path:
     """The folder of parts of a source."""
-    return Path(config.offline_store.folder) / str(source.file_options.uri)
+    name = str(source.file_options.uri)
+    renamed: str = config.offline_store.renamed.get(name, name)
+    return Path(config.offline_store.folder) / renamed
 
 
 def declared_schema(view: Any) -> Any:

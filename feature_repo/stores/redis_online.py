@@ -17,13 +17,14 @@ from typing import Any
 import redis
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.repo_config import FeastConfigBaseModel
+from pydantic import Field
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
 from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 
 from feature_repo.stores.faults import StoreDown
-from feature_repo.stores.rows import Read, Row, key_of, moment_of, pack_values, unpack_values, us_of
+from feature_repo.stores.rows import Read, Row, key_of, moment_of, pack_values, stored_name, unpack_values, us_of
 
 AWAY = (redis.RedisError, RedisClusterException, OSError)
 CLUSTER = "+cluster"
@@ -44,13 +45,15 @@ return 1
 
 class RedisOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     """`url`: redis://, rediss:// (TLS), unix://; redis+cluster:// or rediss+cluster:// for a Cluster. `key_prefix`
-    stands before every key. `batch_rows_max`: rows of one pipeline."""
+    stands before every key. `batch_rows_max`: rows of one pipeline. `renamed`: under which name the rows of a view are
+    kept, where it is not its own."""
 
     type: str = "feature_repo.stores.redis_online.RedisOnlineStore"
     url: str
     key_prefix: str = "freshrank"
     read_wait_ms: int = 200
     write_wait_ms: int = 5000
+    renamed: dict[str, str] = Field(default_factory=dict)
     batch_rows_max: int = 500
     connections_max: int = 64
     vector_enabled: bool = False
@@ -112,6 +115,16 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
         ]
         written = self._evaluated(config, IF_UNCHANGED, calls)
         return tuple(place for place, done in enumerate(written) if not done)
+
+    def user_ids(self, config: Any, table: Any) -> Iterator[str]:
+        """The id of every row, for views whose key is one text; one may come twice."""
+        prefix = _prefix(config, table)
+        try:
+            client = self._client(config, "writes", config.online_store.write_wait_ms)
+            for key in client.scan_iter(match=prefix + b"*", count=1000):
+                yield key[len(prefix) :].decode()
+        except AWAY as error:
+            raise _down("read", error) from error
 
     def what_it_may_lose(self, config: Any) -> tuple[str, ...]:
         """Why rows that were written may be gone later, a phrase each; empty where they may not."""
@@ -224,7 +237,7 @@ def _info(client: Any, section: str) -> list[dict[str, Any]]:
 
 
 def _prefix(config: Any, view: Any) -> bytes:
-    return f"{config.online_store.key_prefix}:{view.name}:".encode()
+    return f"{config.online_store.key_prefix}:{stored_name(config, view)}:".encode()
 
 
 def _key(config: Any, view: Any, entity_key: Any) -> bytes:

@@ -62,6 +62,13 @@ def unpack_row(row: bytes, layout: Layout) -> dict[str, Any]:
 def table_of(config: Any, view: Any) -> str:
     """The name under which a view's rows are kept."""
     name: str = compute_table_id(config.project, view, config.registry.enable_online_feature_view_versioning)
+    moved = stored_name(config, view)
+    return name if moved == view.name else f"{config.project}_{moved}"
+
+
+def stored_name(config: Any, view: Any) -> str:
+    """The view's name, or the one under which its rows are kept instead."""
+    name: str = config.online_store.renamed.get(view.name, view.name)
     return name
 
 
@@ -79,6 +86,12 @@ def text_key(name: str, value: str) -> bytes:
     """What Feast makes of a key of one text (version 3); a test holds the two equal."""
     encoded = value.encode()
     return _key_head(name) + len(encoded).to_bytes(4, "little") + encoded
+
+
+def text_of_key(key: bytes) -> str:
+    """The text of which `text_key` made a key."""
+    at = 12 + int.from_bytes(key[8:12], "little") + 4
+    return key[at + 4 :].decode()
 
 
 def us_of(moment: datetime) -> int:

@@ -9,24 +9,37 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.repo_config import FeastConfigBaseModel
+from pydantic import Field
 
 from feature_repo.stores.faults import StoreDown
-from feature_repo.stores.rows import Read, Row, key_of, moment_of, pack_values, table_of, unpack_values, us_of
+from feature_repo.stores.rows import (
+    Read,
+    Row,
+    key_of,
+    moment_of,
+    pack_values,
+    table_of,
+    text_of_key,
+    unpack_values,
+    us_of,
+)
 
 
 class SqliteOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
-    """`read_wait_ms`: how long a read waits for a lock. `write_wait_ms`: how long a write does."""
+    """`read_wait_ms`: how long a read waits for a lock. `write_wait_ms`: how long a write does.
+    `renamed`: under which name the rows of a view are kept, where it is not its own."""
 
     type: str = "feature_repo.stores.sqlite_online.SqliteOnlineStore"
     path: str
     read_wait_ms: int = 200
     write_wait_ms: int = 5000
+    renamed: dict[str, str] = Field(default_factory=dict)
     vector_enabled: bool = False
 
 
@@ -91,6 +104,22 @@ class SqliteOnlineStore(OnlineStore):  # type: ignore[misc]
 
         self._in_transaction(config, write)
         return tuple(refused)
+
+    def user_ids(self, config: Any, table: Any) -> Iterator[str]:
+        """The id of every row, for views whose key is one text."""
+        last = b""
+        while True:
+            try:
+                connection = self._connection(config, "reads", config.online_store.read_wait_ms)
+                keys = connection.execute(
+                    f"SELECT k FROM {_table(config, table)} WHERE k > ? ORDER BY k LIMIT 1000", (last,)
+                ).fetchall()
+            except sqlite3.Error as error:
+                raise StoreDown(f"{config.online_store.path} cannot be read: {error}") from error
+            if not keys:
+                return
+            last = keys[-1][0]
+            yield from (text_of_key(key) for (key,) in keys)
 
     def what_it_may_lose(self, config: Any) -> tuple[str, ...]:  # noqa: ARG002
         """Why rows that were written may be gone later: they may not."""

@@ -167,6 +167,15 @@ class ParquetArchive:
             last = next((found for _, folder in reversed(days) if (found := _extremes(connection, folder))), None)
         return (from_us(first[0]), from_us(last[1])) if first and last else None
 
+    def log_ids(self, since: datetime | None = None) -> set[str]:
+        """The logs that the archived events of since then came through."""
+        found: set[str] = set()
+        for paths in self._chunks(EVENTS, since or FOR_EVER[0], FOR_EVER[1]):
+            with self._as_unavailable("read"), _duckdb(self._spill()) as connection:
+                rows = connection.execute("SELECT DISTINCT log_id FROM read_parquet($paths)", {"paths": paths})
+                found |= {log_id for (log_id,) in rows.fetchall()}
+        return found
+
     def _stream(
         self, query: str, paths: Sequence[str], since: datetime, until: datetime, request_ids: Collection[str] = ()
     ) -> Iterator[pa.RecordBatch]:

@@ -110,14 +110,14 @@ class EmbeddedBus:
             finally:
                 connection.close()
 
-    def forget(self, group: str) -> None:
-        """Forget a group that will not come back, so that it no longer holds messages back."""
-        with files.as_unavailable(self.path, f"forget {group}"):
+    def forget(self, *groups: str) -> None:
+        """Forget groups that will not come back, so that they no longer hold messages back."""
+        with files.as_unavailable(self.path, f"forget {', '.join(groups)}"):
             connection = self._connect()
             try:
                 with files.transaction(connection):
                     for table in ("groups", "subscriptions", "members", "owners", "committed"):
-                        connection.execute(f"DELETE FROM {table} WHERE name = ?", (group,))
+                        connection.executemany(f"DELETE FROM {table} WHERE name = ?", [(each,) for each in groups])
             finally:
                 connection.close()
 
@@ -316,6 +316,15 @@ class EmbeddedView:
     def ends(self, topic: str) -> Mapping[Partition, int]:
         """LogView."""
         return self._read("SELECT number, next_offset FROM places WHERE topic = ? ORDER BY number", (topic,), topic)
+
+    def begins(self, topic: str) -> Mapping[Partition, int]:
+        """LogView."""
+        return self._read(
+            'SELECT number, coalesce((SELECT min(m."offset") FROM messages m WHERE m.place = p.place), next_offset)'
+            " FROM places p WHERE topic = ? ORDER BY number",
+            (topic,),
+            topic,
+        )
 
     def committed(self, group: str, topic: str) -> Mapping[Partition, int]:
         """LogView."""

@@ -11,6 +11,7 @@ import structlog
 
 from services import intake
 from services.domain import (
+    HISTORY_MAX,
     TOPIC_EVENTS,
     Batch,
     Event,
@@ -45,9 +46,13 @@ class FeaturesConsumer:
         cache_users: int = 20_000,
         erased: Callable[[], Mapping[str, int]] = dict,
         ages: Ages | None = None,
+        events_max: int = HISTORY_MAX,
+        since_us: int = 0,
     ) -> None:
         self._store = store
         self._rules = rules
+        self._events_max = events_max
+        self._since_us = since_us
         self._now = now
         self._erased = erased
         self._ages = ages or Ages()
@@ -69,9 +74,15 @@ class FeaturesConsumer:
         """
         if not batch.messages:
             return {}
-        started = time.perf_counter()
         read = intake.read(batch.messages).events
-        by_user, entered = self._interactions(read)
+        entered = self.take([event for _, event in read])
+        self._measure(read, [read[place] for place in entered])
+        return batch.next_offsets()
+
+    def take(self, events: Sequence[Event]) -> list[int]:
+        """Take these events in, wherever they come from, durably; the places of those that enter rows."""
+        started = time.perf_counter()
+        by_user, entered = self._interactions(events)
         rows = refused = 0
         while by_user:
             assert refused < ATTEMPTS_MAX, f"{refused} writes of {len(by_user)} rows were refused one after the other"
@@ -80,10 +91,10 @@ class FeaturesConsumer:
             rows += appended
             refused += bool(denied)
             by_user = {user_id: by_user[user_id] for user_id in denied}
-        self._measure(read, entered)
         seconds = time.perf_counter() - started
-        log.info("features", messages=len(batch.messages), rows=rows, refused=refused, ms=round(seconds * 1000, 1))
-        return batch.next_offsets()
+        log.info("features", events=len(events), rows=rows, refused=refused, ms=round(seconds * 1000, 1))
+
+        return entered
 
     def _measure(self, read: Sequence[Taken], entered: Sequence[Taken]) -> None:
         """The rows are written with the events that entered some, and servers read a row anew for each answer: what
@@ -94,19 +105,19 @@ class FeaturesConsumer:
         live = are_live(logged_us, microseconds([event.occurred_at for _, event in entered]))
         self._ages.observe("row", accepted_us, live, to_us(self._now()))
 
-    def _interactions(self, read: Iterable[Taken]) -> tuple[dict[str, list[Interaction]], list[Taken]]:
-        """What enters rows, by user, in the order it came, and the events it comes from; nothing of before an
-        erasure."""
+    def _interactions(self, events: Iterable[Event]) -> tuple[dict[str, list[Interaction]], list[int]]:
+        """What enters rows, by user, in the order it came, and the places it comes from; nothing of before an erasure,
+        or of before rows begin."""
         erased = self._erased()
-        entered: list[Taken] = []
+        entered: list[int] = []
         by_user: dict[str, list[Interaction]] = {}
-        for message, event in read:
+        for place, event in enumerate(events):
             if erased and to_us(event.accepted_at) < erased.get(event.user_id, 0):
                 continue
             each = interaction(event, self._rules)
-            if each is not None:
+            if each is not None and each.occurred_us >= self._since_us:
                 by_user.setdefault(event.user_id, []).append(each)
-                entered.append((message, event))
+                entered.append(place)
         return by_user, entered
 
     def _fold(self, by_user: Mapping[str, Sequence[Interaction]]) -> tuple[list[UserState], int]:
@@ -115,7 +126,7 @@ class FeaturesConsumer:
         last: list[UserState] = []
         late = duplicates = 0
         for state in self._read(tuple(by_user)):
-            folded = fold_each(state, by_user[state.user_id])
+            folded = fold_each(state, by_user[state.user_id], self._events_max)
             late += folded.late
             duplicates += folded.duplicates
             rows += folded.rows

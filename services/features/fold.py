@@ -42,18 +42,18 @@ class Folded:
     duplicates: int
 
 
-def fold(state: UserState, interactions: Iterable[Interaction]) -> UserState:
+def fold(state: UserState, interactions: Iterable[Interaction], events_max: int = HISTORY_MAX) -> UserState:
     """The row after these events; the same row when they bring nothing new."""
-    return (fold_each(state, interactions).rows or (state,))[-1]
+    return (fold_each(state, interactions, events_max).rows or (state,))[-1]
 
 
-def fold_each(state: UserState, interactions: Iterable[Interaction]) -> Folded:
-    """The row after each of these events.
+def fold_each(state: UserState, interactions: Iterable[Interaction], events_max: int = HISTORY_MAX) -> Folded:
+    """The row after each of these events; a row holds the newest `events_max`.
 
     Row times rise strictly: the newest event, or 1 µs after the row before. All rows name `state` as the one they
     follow, because that is what is stored while they wait to be written.
     """
-    row = _Row(state)
+    row = _Row(state, events_max)
     rows: list[UserState] = []
     for each in interactions:
         if row.take(each):
@@ -109,16 +109,18 @@ class _Row:
     """A row in the making: the lists oldest first, with what finds an entry in them."""
 
     __slots__ = (
-        "_event_by_key", "_events", "_first_seen_us", "_hidden", "_hidden_at", "_hidden_state", "_seen", "_seen_at",
-        "_seen_state", "_stored", "duplicates", "late", "row_time_us",
+        "_event_by_key", "_events", "_events_max", "_first_seen_us", "_hidden", "_hidden_at", "_hidden_state", "_seen",
+        "_seen_at", "_seen_state", "_stored", "duplicates", "late", "row_time_us",
     )  # fmt: skip
 
-    def __init__(self, stored: UserState) -> None:
+    def __init__(self, stored: UserState, events_max: int = HISTORY_MAX) -> None:
         self._stored = stored
+        self._events_max = events_max
         self.row_time_us = stored.row_time_us
         self._first_seen_us = stored.first_seen_us
-        self._events = list(reversed(stored.events))
-        self._event_by_key = {each.event_key: each for each in stored.events}
+        events = stored.events[:events_max]  # a row may hold more, where fewer were asked for since
+        self._events = list(reversed(events))
+        self._event_by_key = {each.event_key: each for each in events}
         self._hidden = list(reversed(stored.hidden))
         self._hidden_at = {item_id: at_us for at_us, item_id in stored.hidden}
         self._hidden_state: tuple[tuple[int, str], ...] | None = stored.hidden
@@ -201,7 +203,7 @@ class _Row:
                 self.duplicates += 1
                 return False
             self._events.remove(held)
-        elif len(self._events) == HISTORY_MAX:
+        elif len(self._events) == self._events_max:
             if _order(new) < _order(self._events[0]):
                 self.late += 1
                 return False

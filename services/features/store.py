@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import importlib
-import json
 import os
+import shutil
 import sys
 import threading
 import warnings
@@ -42,8 +42,10 @@ from services.features.columns import (
     user_rows,
     user_table,
 )
+from services.features.namespaces import DEFAULT
+from services.features.places import USERS, registry_url, renamed_views, sqlite_online
 from services.ports import LIVE_ITEMS_KEPT
-from services.postgresql import alone, parsed
+from services.postgresql import alone
 from services.signals import UserRows
 
 REPO = Path(__file__).parents[2] / "feature_repo"
@@ -98,25 +100,32 @@ def open_feast(
     memory_limit: str = "2GB",
     online: Mapping[str, Any] | None = None,
     database: Engine | None = None,
+    namespace: str = DEFAULT,
 ) -> Any:
     """The `feast.FeatureStore` of the repository with its state under `home`, registered. One per process.
 
     `threads` and `memory_limit` bound a point-in-time join. `online`: as `sqlite_online` or `redis_online` give it.
-    `database`: a PostgreSQL that holds the registry.
+    `database`: a PostgreSQL that holds the registry. `namespace`: which user rows; all views of items are the same in
+    every one.
     """
     feast = import_feast()
     text = (REPO / "feature_store.yaml").read_text().replace("${FRESHRANK_HOME}", str(home))
     given: dict[str, Any] = importlib.import_module("yaml").safe_load(text)
     waits = {"read_wait_ms": read_wait_ms, "write_wait_ms": write_wait_ms}
-    given["online_store"] = {**(online or sqlite_online(home)), **waits}
+    renamed = {"renamed": renamed_views(namespace)}
+    given["online_store"] = {**(online or sqlite_online(home)), **waits, **renamed}
     given["registry"] |= _registry(home, database)
-    given["offline_store"] |= {"threads": threads, "memory_limit": memory_limit}
+    given["offline_store"] |= {"threads": threads, "memory_limit": memory_limit, **renamed}
     home.mkdir(parents=True, exist_ok=True)
     config = importlib.import_module("feast.repo_config").RepoConfig(**given)
     config.repo_path = REPO
     store = feast.FeatureStore(config=config)
     with _alone(home, database):  # processes that start together make the registry and apply one after the other
         apply_repo(store)
+        if namespace != DEFAULT:
+            from feature_repo.definitions import user_behaviour
+
+            store.provider.online_store.update(config, (), (user_behaviour,), (), (), partial=True)
     return store
 
 
@@ -128,13 +137,6 @@ def _registry(home: Path, database: Engine | None) -> dict[str, Any]:
     connect = {"connect_timeout": REGISTRY_WAIT_MS // 1000, "options": waits}
     options = {"pool_pre_ping": True, "hide_parameters": True, "connect_args": connect}
     return {"path": database.url.render_as_string(hide_password=False), "sqlalchemy_config_kwargs": options}
-
-
-def registry_url(home: Path, database_url: str = "") -> str:
-    """The registry's database as Feast wants it named."""
-    if not database_url:
-        return f"sqlite:///{home / 'registry.db'}"
-    return parsed(database_url).render_as_string(hide_password=False)
 
 
 def drop_registry(database: Engine) -> None:
@@ -166,29 +168,6 @@ def apply_repo(store: Any) -> bool:
         return False
     store.apply([d.user, d.item, *views, *services])
     return True
-
-
-def sqlite_online(home: Path) -> dict[str, Any]:
-    """User rows in a file of the home."""
-    return {"type": "feature_repo.stores.sqlite_online.SqliteOnlineStore", "path": str(home / "online.db")}
-
-
-def redis_online(url: str, key_prefix: str, batch_rows_max: int = 500, connections_max: int = 64) -> dict[str, Any]:
-    """User rows in Redis."""
-    return {
-        "type": "feature_repo.stores.redis_online.RedisOnlineStore", "url": url, "key_prefix": key_prefix,
-        "batch_rows_max": batch_rows_max, "connections_max": connections_max,
-    }  # fmt: skip
-
-
-def feast_environment(home: Path, online: Mapping[str, Any] | None = None, database_url: str = "") -> dict[str, str]:
-    """The environment in which the `feast` command works on the repository (its folder is `REPO`)."""
-    given = {
-        "FRESHRANK_HOME": str(home),
-        "FEAST_ONLINE_STORE": json.dumps(online or sqlite_online(home)),  # JSON is YAML
-        "FEAST_REGISTRY": registry_url(home, database_url),
-    }
-    return {**os.environ, **given}
 
 
 def _unchecked(target: Any = None, **_options: Any) -> Any:
@@ -302,6 +281,21 @@ class FeastFeatureStore:
         except StoreDown as error:
             raise StageUnavailable(str(error)) from error
         return phrases
+
+    def user_ids(self) -> Iterator[str]:
+        """Who has an online row; one may come twice."""
+        try:
+            yield from self._online.user_ids(self._config, self._users)
+        except StoreDown as error:
+            raise StageUnavailable(str(error)) from error
+
+    def forget_users(self) -> None:
+        """Delete the user rows of this namespace, online and in the history."""
+        try:
+            self._online.teardown(self._config, (self._users,), ())
+            shutil.rmtree(self._folders[USERS][0], ignore_errors=True)
+        except StoreDown as error:
+            raise StageUnavailable(str(error)) from error
 
     def forget_online(self) -> None:
         """Delete every online row, of users and of items."""

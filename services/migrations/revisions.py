@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import MetaData
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Oldest first; a test holds them and the files in `versions/` together."""
 HEAD = REVISIONS[-1]
 BASE = "base"

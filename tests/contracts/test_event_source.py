@@ -148,6 +148,25 @@ class EventSourceContract:
         assert sum(log.view().committed("features", EVENTS).values()) == 1
         assert sum(log.view().committed("archive", EVENTS).values()) == 0
 
+    def test_a_group_that_is_forgotten_begins_anew(self, log: Bus) -> None:
+        log.sink().publish([outgoing(key, key) for key in "abcdefgh"])
+        source = log.source("passing", [EVENTS])
+        first(source)
+        source.commit(Batch(tuple(drained(source, 8))).next_offsets())
+        source.close()
+        assert sum(log.view().committed("passing", EVENTS).values()) == 8
+        log.forget("passing")
+        assert set(log.view().committed("passing", EVENTS).values()) == {0}
+        assert log.view().topics("passing") == ()
+        again = log.source("passing", [EVENTS])
+        first(again)
+        assert len(drained(again, 8)) == 8
+        again.close()
+
+    def test_every_partition_begins_at_its_first_message_kept(self, log: Bus) -> None:
+        log.sink().publish([outgoing(key, key) for key in "abcdefgh"])
+        assert log.view().begins(EVENTS) == dict.fromkeys(log.view().ends(EVENTS), 0)
+
     def test_the_view_says_what_a_group_reads_and_keeps_saying_it_when_nobody_does(self, log: Bus) -> None:
         view: LogView = log.view()
         assert view.topics("trends") == ()

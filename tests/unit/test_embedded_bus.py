@@ -218,7 +218,9 @@ def test_a_group_that_comes_after_the_trim_starts_at_what_is_left_and_its_lag_sa
     bus.sink().publish(outgoing(30))
     read_all(bus.source("features", [EVENTS]))
     bus.trim(NOW + timedelta(days=2))
+    assert bus.view().begins(EVENTS) == {Partition(EVENTS, 0): 30}
     bus.sink().publish(outgoing(2))
+    assert bus.view().begins(EVENTS) == {Partition(EVENTS, 0): 30}
     late = bus.source("late", [EVENTS])
     late.poll(0, 0)
     assert late.lag() == {Partition(EVENTS, 0): 2}

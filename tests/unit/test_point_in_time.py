@@ -38,7 +38,8 @@ from services.features.columns import (
     user_table,
 )
 from services.features.fold import fold, fold_each
-from services.features.store import FeastFeatureStore, FeastHistory, apply_repo, feast_environment
+from services.features.places import feast_environment
+from services.features.store import FeastFeatureStore, FeastHistory, apply_repo
 from services.signals import COUNTERS, COUNTS_WIDTH, USER_FEATURES, HistoryBlock, user_features
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
