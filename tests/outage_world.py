@@ -143,7 +143,7 @@ def running(settings: Settings) -> Iterator[World]:
             target=run_consumer, args=(settings, ("features", "trends", "archive", "catalogue"), stopping.is_set)
         )
         store = Store(home.features)
-        home.__dict__["features"] = store
+        home.rows._stores[home.rows.live()] = store
         work.start()
         try:
             with TestClient(create_app(Instance(home))) as client:

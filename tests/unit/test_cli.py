@@ -36,7 +36,7 @@ from services.tables import open_database
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     "demo", "import", "run", "consume", "serve", "retrain", "evaluate", "parity", "recommend", "user", "settings",
-    "status", "reset", "backup", "feast", "migrate", "rejected",
+    "status", "reset", "backup", "feast", "migrate", "rejected", "replay",
 )  # fmt: skip
 HEAVY = ("feast", "torch", "faiss", "transformers", "pandas", "duckdb", "sqlalchemy", "fastapi", "numpy")
 
