@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -62,7 +64,9 @@ def run(
     settings = settings_of(context, "run", None)
     with RunLock(settings.home):
         wanted = settings.api_port if port is None else port
-        started = services(wanted, logs, fresh_metrics(settings.home), quiet=as_json)
+        started = services(
+            wanted, logs, fresh_metrics(settings.home), quiet=as_json, environment=lasting_names(settings)
+        )
         supervisor = Supervisor(started, settings.api_drain_s)
         supervisor.stop_on_signals()
         if as_json:
@@ -85,7 +89,23 @@ def _announce_when_served(address: Path, stopping: threading.Event) -> None:
     threading.Thread(target=watch, name="announce", daemon=True).start()
 
 
-def services(port: int, logs: Path | None, metrics: Path, *, quiet: bool = False) -> tuple[Service, ...]:
+def lasting_names(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """What makes consumers that are restarted after a crash the same members of their groups on Kafka, which have
+    their partitions back at once: a name that this instance alone has. One that is set stays."""
+    if settings.bus != "kafka" or settings.kafka_instance_id:
+        return ()
+    place = hashlib.blake2b(f"{socket.gethostname()}\x1f{settings.home}".encode(), digest_size=8).hexdigest()
+    return (("FRESHRANK_KAFKA_INSTANCE_ID", f"run-{place}"),)
+
+
+def services(
+    port: int,
+    logs: Path | None,
+    metrics: Path,
+    *,
+    quiet: bool = False,
+    environment: tuple[tuple[str, str], ...] = (),
+) -> tuple[Service, ...]:
     """The three processes of `run`, the one that takes requests first; their metrics lie in one folder.
 
     A quiet API does not say where it answers: `run` does.
@@ -93,7 +113,7 @@ def services(port: int, logs: Path | None, metrics: Path, *, quiet: bool = False
     from services.supervisor import Service
     from services.telemetry import METRICS_FOLDER
 
-    environment = (*FRUGAL, (METRICS_FOLDER, str(metrics)))
+    environment = (*FRUGAL, *environment, (METRICS_FOLDER, str(metrics)))
 
     def service(name: str, *arguments: str) -> Service:
         command = (sys.executable, "-m", "services.cli", *arguments, "--watch-parent")

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from services.commands.run import lasting_names, services
 from services.domain import BadRequest, SettingsInvalid
+from services.settings import Settings
 from services.supervisor import RunLock, Service, Supervisor, holder_of
 
 POLITE = "import signal,sys,time\nsignal.signal(signal.SIGTERM, lambda *_: (print('drained', flush=True), sys.exit(0)))"
@@ -99,3 +101,17 @@ def test_a_lock_left_behind_by_a_killed_process_is_no_lock(tmp_path: Path) -> No
     assert holder_of(tmp_path) is None
     with RunLock(tmp_path):
         assert holder_of(tmp_path) == os.getpid()
+
+
+def test_restarted_consumers_of_a_run_are_the_same_members_of_their_groups_on_kafka(tmp_path: Path) -> None:
+    def name(home: str, **chosen: str) -> str | None:
+        given = dict(lasting_names(Settings(home=tmp_path / home, bus="kafka", **chosen)))
+        started = services(0, None, tmp_path, environment=tuple(given.items()))
+        names = {dict(each.environment).get("FRESHRANK_KAFKA_INSTANCE_ID") for each in started}
+        assert len(names) == 1
+        return names.pop()
+
+    assert name("a") == name("a"), "the same home on the same host, again"
+    assert name("a") != name("b"), "two instances on one host would throw each other out"
+    assert name("a", kafka_instance_id="mine") is None, "a name that is set reaches the processes as it is"
+    assert lasting_names(Settings(home=tmp_path)) == (), "the embedded log knows its members otherwise"
