@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from math import isnan, nan
 from typing import Any
@@ -31,6 +32,8 @@ HISTORY_FEATURES = ("recent_items", "recent_us", "recent_kinds", "recent_weights
 NO_EVENTS: tuple[tuple[Any, ...], ...] = ((),) * len(Interaction._fields)
 _SEEN_BYTES = 4 + 8
 _TIME = pa.timestamp("us", tz="UTC")
+_INTERACTION = partial(tuple.__new__, Interaction)
+"""An Interaction of six values without a call into Python: there are 64 in each row that is read."""
 
 
 # ---------------------------------------------------------------------------------------------- offline
@@ -270,19 +273,19 @@ class OnlineCodec:
     def decode(self, user_id: str, packed: bytes) -> UserState:
         """The row that was packed."""
         values = self._unpack(packed, self._layout)
-        events = map(
-            Interaction,
+        events = zip(
             values["recent_us"],
             values["recent_keys"],
             values["recent_items"],
             map(sys.intern, values["recent_kinds"]),
             [None if isnan(number) else number for number in values["recent_values"]],
             values["recent_weights"],
+            strict=True,
         )
         hidden = zip(values["hidden_us"], values["hidden_items"], strict=True)
         return UserState(
             user_id,
-            tuple(events),
+            tuple(map(_INTERACTION, events)),
             tuple(hidden),
             unpack_seen(values["seen"]),
             values["first_seen_us"],
