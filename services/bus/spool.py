@@ -22,6 +22,7 @@ from services.telemetry import EVENTS_SPOOLED, SPOOLED
 log = structlog.get_logger()
 AWAY = (StageUnavailable, OSError)
 DRAINED_AT_ONCE = 500
+TRIM_EVERY = 20
 LOOK_EVERY_S = 2.0
 """How often an idle spool is looked at: another process of this home may have died with something in it."""
 AFTER_A_FAILURE_S = 1.0
@@ -81,6 +82,7 @@ class Spool:
         self.has_room = True
         """Whether the last event that needed the spool got into it; shown in health."""
         self._within = Bounded("the log", after_s, PUBLISHERS)
+        self._batches = 0
         self._stopping = threading.Event()
         self._news = threading.Event()
         self._thread: threading.Thread | None = None
@@ -142,19 +144,32 @@ class Spool:
             self._news.wait(LOOK_EVERY_S)
             self._news.clear()
             try:
-                left = patience.call(self.waiting)
+                left = was_waiting = patience.call(self.waiting)
                 SPOOLED.set(left)
                 if left:
                     self._drain(patience)
                     left = patience.call(self.waiting)
                     SPOOLED.set(left)
                 self._away = left > 0
+                if was_waiting:
+                    self._trim()
                 self.has_room = self.has_room or left == 0
             except Stopped:
                 return
             except Exception as error:  # a thread that ends would leave what is spooled where it is, for ever
                 log.error("spool_failed", error=str(error), kind=type(error).__name__)
                 self._stopping.wait(AFTER_A_FAILURE_S)
+
+    def _is_drained(self) -> bool:
+        """Asked before each batch; what has left makes room now and then, so that a full spool takes events again."""
+        self._batches += 1
+        if self._batches % TRIM_EVERY == 0:
+            self._trim()
+        return self._stopping.is_set() or self.waiting() == 0
+
+    def _trim(self) -> None:
+        assert self._kept is not None
+        self._kept.trim(self._now())
 
     def _drain(self, patience: Patience) -> None:
         """Until nothing is left: to the log in the order it came, then out of the file."""
@@ -164,10 +179,9 @@ class Spool:
         try:
             part = PatientConsumer(Drain(self._sink), patience)
             consume(
-                PatientSource(source, patience), part, lambda: self._stopping.is_set() or self.waiting() == 0,
+                PatientSource(source, patience), part, self._is_drained,
                 records_max=DRAINED_AT_ONCE, wait_s=0.05,
             )  # fmt: skip
         finally:
             source.close()
-        self._kept.trim(self._now())
         log.info("spool_drained", events=waiting, seconds=round(time.monotonic() - started, 3))
