@@ -193,6 +193,7 @@ def _opened(context: typer.Context) -> Iterator[tuple[Home, threading.Event]]:
     from services.patience import Stopped
 
     settings = existing(settings_of(context, "replay"))
+    settings = settings.model_copy(update={"kafka_instance_id": ""})  # a guest in the group: it takes no member's place
     stopping = stop_on_signals()
     with wiring.open_home(settings) as home:
         try:
