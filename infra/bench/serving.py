@@ -26,7 +26,7 @@ from services.wiring import open_home
 USERS = 2000
 ASKS_C1, ASKS_C8 = 1500, 400
 CLICKS = 100
-CLICK_S_MAX = 120.0
+CLICK_S_MAX = 30.0
 GROUPS = {
     "features": (TOPIC_EVENTS,),
     "trends": (TOPIC_EVENTS, TOPIC_SLATES),
@@ -101,7 +101,8 @@ def _freshness(port: int) -> Iterator[Figure]:
 
 
 def click_times(port: int, clicks: int) -> list[float]:
-    """Milliseconds from sending a click to the end of the first GET whose row holds it, `clicks` times."""
+    """Milliseconds from sending a click to the end of the first GET whose row holds it, `clicks` times; one that takes
+    CLICK_S_MAX is the last: what takes in the events does not keep up."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     times = []
     for number in range(clicks):
@@ -114,7 +115,8 @@ def click_times(port: int, clicks: int) -> list[float]:
             after = _list(connection, user)
             if after["features_as_of"] != before["features_as_of"]:
                 break
-            assert time.perf_counter() - started < CLICK_S_MAX, "the click never came into the list"
+            if time.perf_counter() - started > CLICK_S_MAX:
+                return [*times, CLICK_S_MAX * 1000]
         times.append((time.perf_counter() - started) * 1000)
         assert item not in {each["item_id"] for each in after["items"]}, (
             "a fresh row, and the clicked item is still listed"

@@ -42,13 +42,13 @@ def api(servers: Servers, work: Path, seconds: float) -> Iterator[Figure]:
         yield figure("api_ingest_events_per_s", ingest(port, CLIENTS, seconds))
 
 
-def clicks(servers: Servers, work: Path, count: int, films: Path) -> Iterator[Figure]:
+def clicks(servers: Servers, work: Path, count: int, films: Path, trained: bool = True) -> Iterator[Figure]:
     """Click to list on real films with a trained release, with nothing, something and a lot in the background."""
     with place(servers, work) as here:
         consuming.import_films(here.home, films)
         with _running(here.home) as (stage, port), open_home(load_settings()) as home:
             stage.wait_for(lambda: lag(home.view, "features") + lag(home.view, "trends") == 0, "the import", 600)
-            release = stage.retrain()["release_id"]
+            release = stage.retrain()["release_id"] if trained else None
             stage.wait_for(
                 lambda: stage.recommendations("1", 1)["release_id"] == release, "the release in the API", FIRST_LISTS_S
             )
