@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from services.commands import bring, keep, learn, look, mend, migrate, replay, run, status, tell
+from services.commands import bring, judge, keep, learn, look, mend, migrate, replay, run, status, tell
 from services.commands.edge import Edge
 from services.domain import BadRequest, FreshrankError, SettingsInvalid
 
@@ -31,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for family in (tell, bring, run, learn, look, status, mend, replay, keep, migrate):
+for family in (tell, bring, run, learn, judge, look, status, mend, replay, keep, migrate):
     family.register(app)
 
 

@@ -15,6 +15,8 @@ ID_LENGTH_MAX = 256
 PROPERTIES_MAX = 50
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """What no id may hold: control characters, line separators, halves of surrogate pairs."""
+_EPOCH = re.compile(r"-?\d{9,}(\.\d+)?")
+"""More digits than a date has."""
 ITEM_FIELDS = ("title", "text", "categories", "attributes", "available", "published_at", "expires_at")
 TEXT_LENGTH_MAX = 20_000
 
@@ -38,10 +40,13 @@ def parse_time(given: object, name: str) -> datetime:
         return aware(given)
     if isinstance(given, str):
         text = given.strip()
-        try:
-            return aware(datetime.fromisoformat(text))
-        except ValueError:
-            given = _float_or_none(text)
+        if _EPOCH.fullmatch(text):  # `fromisoformat` takes 1700092800000 for a night in September 1700
+            given = float(text)
+        else:
+            try:
+                return aware(datetime.fromisoformat(text))
+            except ValueError:
+                given = _float_or_none(text)
     if isinstance(given, bool) or not isinstance(given, int | float) or not _is_finite(given):
         raise WireError("bad_time", f"{name} must be ISO 8601 or an epoch in s or ms")
     seconds = given / 1000 if abs(given) >= 1e11 else given  # 1e11 s is the year 5138; 1e11 ms is 1973

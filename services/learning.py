@@ -21,6 +21,7 @@ from services.settings import Settings
 from services.wiring import Home, build_stages, load_release, now, open_home
 
 if TYPE_CHECKING:
+    from services.evaluation.run import Report, Wanted
     from services.training.parity import Parity
     from services.training.parts import ReleaseParts
 
@@ -50,6 +51,13 @@ def evaluate(settings: Settings, progress: Progress = unwatched) -> tuple[Metric
         if live is None:
             raise BadRequest("there is no live release to evaluate; `freshrank retrain` makes one")
         return _release_parts(home, progress).measure(live, now())
+
+
+def evaluate_files(settings: Settings, wanted: Wanted, progress: Progress = unwatched) -> Report:
+    """Models and baselines on plain files: nothing of an instance is opened or written."""
+    from services.evaluation.run import evaluate as run
+
+    return run(wanted, settings.kind_rules(), progress)
 
 
 def _release_parts(home: Home, progress: Progress) -> ReleaseParts:

@@ -1,4 +1,4 @@
-"""retrain, evaluate, parity: the model's life."""
+"""retrain, parity: the model's life."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import typer
 from services.commands.edge import Bars, Json, answer, bars, existing, now, settings_of, table
 
 if TYPE_CHECKING:
-    from services.domain import Metric
     from services.training.parity import Parity
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(epilog="Example: freshrank retrain --effort demo")(retrain)
-    app.command(epilog="Example: freshrank evaluate --protocol temporal --json")(evaluate)
     app.command(epilog="Example: freshrank parity --sample 500 --since 2026-11-01T00:00Z")(parity)
 
 
@@ -53,26 +51,6 @@ def retrain(
         },
         lambda: say(f"Release {verdict.release_id} is {outcome}: {verdict.reason}\n{verdict.learned_from}".rstrip()),
     )
-
-
-def evaluate(
-    context: typer.Context,
-    protocol: Annotated[str, typer.Option(help="How: temporal (features frozen at the cut).")] = "temporal",
-    as_json: Json = False,
-) -> None:
-    """Measure the live release.
-
-    Asked on the newest events, beside windowed popularity and item-kNN.
-    """
-    from services import learning
-    from services.domain import BadRequest
-
-    if protocol != "temporal":
-        raise BadRequest(f"there is no protocol {protocol!r}; there is temporal")
-    settings = existing(settings_of(context, "evaluate"))
-    with bars(not as_json) as progress:
-        metrics = learning.evaluate(settings, progress)
-    answer(as_json, {"protocol": protocol, "metrics": metrics}, lambda: print_metrics(protocol, metrics))
 
 
 def parity(
@@ -112,18 +90,6 @@ def print_parity(report: Parity) -> None:
         table("What differs", ("lists", "cause"), [(count, cause) for cause, count in sorted(report.causes.items())])
         rows = [(d.request_id, d.item_id, d.feature, f"{d.served:g}", f"{d.joined:g}") for d in report.differences]
         table("For example", ("request", "item", "feature", "served", "joined"), rows[:10])
-
-
-def print_metrics(title: str, metrics: tuple[Metric, ...]) -> None:
-    """Metrics as a table: a line per model and part, a column per name."""
-    names = list(dict.fromkeys(each.name for each in metrics))
-    lines = list(dict.fromkeys((each.model, each.part, each.users) for each in metrics))
-    values = {(each.model, each.part, each.users, each.name): f"{each.value:.4f}" for each in metrics}
-    rows = [
-        (model, part, users, *(values.get((model, part, users, name), "") for name in names))
-        for model, part, users in lines
-    ]
-    table(title, ("model", "part", "users", *names), rows)
 
 
 def say(sentence: str) -> None:

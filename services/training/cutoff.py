@@ -70,7 +70,11 @@ def covisits(before: EventColumns, cut_us: int) -> dict[str, CovisitsPart]:
 
 
 def covisit_pairs(
-    before: EventColumns, cut_us: int
+    before: EventColumns,
+    cut_us: int,
+    lags: int = COVISIT_LAGS,
+    half_life_us: float = COVISIT_HALF_LIFE_US,
+    per_item: int = COVISITS_PER_ITEM,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Item codes, co-visited item codes and their decayed weights, by item and then strongest first."""
     liked = before.keep(before.positive)
@@ -78,10 +82,10 @@ def covisit_pairs(
     users, items, times = liked.user_codes[order], liked.item_codes[order].astype(np.int64), liked.occurred_us[order]
     size = len(before.item_ids)
     keys, strengths = [], []
-    for lag in range(1, COVISIT_LAGS + 1):
+    for lag in range(1, lags + 1):
         one, other = items[:-lag], items[lag:]
         real = (users[:-lag] == users[lag:]) & (one != other)
-        strength = np.exp2(-(cut_us - times[lag:][real]) / COVISIT_HALF_LIFE_US)
+        strength = np.exp2(-(cut_us - times[lag:][real]) / half_life_us)
         keys += [one[real] * size + other[real], other[real] * size + one[real]]
         strengths += [strength, strength]
     pairs, place = np.unique(np.concatenate(keys), return_inverse=True)
@@ -90,7 +94,7 @@ def covisit_pairs(
     order = np.lexsort((columns, -weights, rows))
     rows, columns, weights = rows[order], columns[order], weights[order]
     starts = np.searchsorted(rows, rows, side="left")
-    kept = np.arange(len(rows)) - starts < COVISITS_PER_ITEM
+    kept = np.arange(len(rows)) - starts < per_item
     return rows[kept], columns[kept], weights[kept]
 
 

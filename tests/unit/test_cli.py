@@ -35,7 +35,7 @@ from services.tables import open_database
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "demo", "import", "run", "consume", "serve", "retrain", "evaluate", "parity", "recommend", "user", "settings",
+    "demo", "import", "run", "consume", "serve", "retrain", "parity", "evaluate", "recommend", "user", "settings",
     "status", "reset", "backup", "feast", "migrate", "rejected", "replay",
 )  # fmt: skip
 HEAVY = ("feast", "torch", "faiss", "transformers", "pandas", "duckdb", "sqlalchemy", "fastapi", "numpy")

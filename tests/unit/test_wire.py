@@ -262,3 +262,9 @@ def test_whatever_comes_is_read_or_refused_and_nothing_else_is_raised(value: byt
             decode(value, NOW)
         except WireError as error:
             assert error.reason  # noqa: PT017 (to be read is right, too)
+
+
+@pytest.mark.parametrize("text", ["1700092800000", "1700092800", "1700092800.0"])
+def test_an_epoch_written_as_text_is_never_read_as_a_date(text: str) -> None:
+    # 1700092800000 is also 28 September 1700 in the shortest form of ISO 8601.
+    assert parse_time(text, "occurred_at") == datetime(2023, 11, 16, tzinfo=UTC)

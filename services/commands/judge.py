@@ -1,0 +1,152 @@
+"""evaluate: models and baselines measured on plain files, or the live release on its newest events."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.commands.edge import Json, answer, bars, existing, settings_of, table
+
+if TYPE_CHECKING:
+    from services.domain import Metric
+    from services.evaluation.run import Report, Wanted
+
+PROTOCOLS = ("temporal", "leave-one-out", "targets")
+MODELS = "popularity,trending,itemknn,ease,last-click"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog="Example: freshrank evaluate --events e.csv --items i.csv --protocol temporal --out report")(
+        evaluate
+    )
+
+
+def evaluate(  # noqa: PLR0913
+    context: typer.Context,
+    protocol: Annotated[
+        str, typer.Option(help="Cases: temporal (all frozen at a cut), leave-one-out, or targets (a file of them).")
+    ] = "temporal",
+    events: Annotated[
+        Path | None, typer.Option(help="Events: user_id,item_id,timestamp[,kind,value]; csv (also gz) or parquet.")
+    ] = None,
+    items: Annotated[
+        Path | None, typer.Option(help="Items: item_id,title[,text,categories,published_at]; categories a|b.")
+    ] = None,
+    targets: Annotated[Path | None, typer.Option(help="For targets: user_id,item_id[,timestamp].")] = None,
+    cut: Annotated[
+        str | None,
+        typer.Option(help="For temporal: a share of the time span (0.8 if not given) or a time."),
+    ] = None,
+    seen: Annotated[str | None, typer.Option(help="What a user has had: drop (if not given) or keep.")] = None,
+    history_min: Annotated[
+        int | None, typer.Option(min=0, help="Events before it that a judged case has: 5, 1 or 0 by protocol.")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option(help=f"Of {MODELS} (the default: all); tuned, or set: popularity:7d, ease:300.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Whom the others are compared with; the best baseline if not given.")
+    ] = None,
+    at: Annotated[str | None, typer.Option(help="Depths that are measured, 10,20,200 if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json, run.json and report.html.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure models on files, or the live release.
+
+    With --events: models on plain files, the whole catalogue ranked for every case; no instance is needed. Without: the
+    live release of the home on its newest events, beside windowed popularity and item-kNN.
+    """
+    from services.domain import BadRequest
+
+    if protocol not in PROTOCOLS:
+        raise BadRequest(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    if events is None:
+        of_files = {
+            "--items": items, "--targets": targets, "--cut": cut, "--seen": seen, "--history-min": history_min,
+            "--models": models, "--against": against, "--at": at, "--out": out,
+        }  # fmt: skip
+        for name, value in of_files.items():
+            if value is not None:
+                raise BadRequest(f"{name} goes with --events FILE, which is not given")
+        _live(context, protocol, as_json)
+        return
+    if items is None or out is None:
+        missing = "--items FILE" if items is None else "--out DIR"
+        raise BadRequest(f"--events goes with {missing}, which is not given")
+    from services.evaluation.run import Wanted
+
+    wanted = Wanted(
+        events, items, protocol, tuple((models or MODELS).split(",")), targets, cut, _seen(seen),  # type: ignore[arg-type]
+        _depths(at or "10,20,200"), history_min=history_min, against=against,
+    )  # fmt: skip
+    _files(context, wanted, out, as_json)
+
+
+def print_metrics(title: str, metrics: tuple[Metric, ...]) -> None:
+    """Metrics as a table: a line per model and part, a column per name."""
+    names = list(dict.fromkeys(each.name for each in metrics))
+    lines = list(dict.fromkeys((each.model, each.part, each.users) for each in metrics))
+    values = {(each.model, each.part, each.users, each.name): f"{each.value:.4f}" for each in metrics}
+    rows = [
+        (model, part, users, *(values.get((model, part, users, name), "") for name in names))
+        for model, part, users in lines
+    ]
+    table(title, ("model", "part", "users", *names), rows)
+
+
+def _live(context: typer.Context, protocol: str, as_json: bool) -> None:
+    from services import learning
+    from services.domain import BadRequest
+
+    if protocol != "temporal":
+        raise BadRequest(f"the live release is measured by the protocol temporal; {protocol} goes with --events FILE")
+    settings = existing(settings_of(context, "evaluate"))
+    with bars(not as_json) as progress:
+        metrics = learning.evaluate(settings, progress)
+    answer(as_json, {"protocol": protocol, "metrics": metrics}, lambda: print_metrics(protocol, metrics))
+
+
+def _files(context: typer.Context, wanted: Wanted, out: Path, as_json: bool) -> None:
+    from services import learning
+    from services.evaluation.report import told, write
+
+    settings = settings_of(context, "evaluate")
+    with bars(not as_json) as progress:
+        report = learning.evaluate_files(settings, wanted, progress)
+    paths = write(report, out)
+    answer(as_json, {**told(report), "files": paths, "metrics": report.lines}, lambda: _print(report, paths))
+
+
+def _print(report: Report, paths: tuple[Path, ...]) -> None:
+    from services.evaluation.report import compared, first_depth, overview, parts_of
+
+    for name, fact in (*report.facts.items(), *report.settings.items()):
+        sys.stdout.write(f"{name}: {fact}\n")
+    depth = first_depth(report)
+    for part, users in parts_of(report).items():
+        table(f"\n{part}: {users:,} users", *overview(report, depth, part))
+    header, rows = compared(report, depth, "all")
+    if rows:
+        table("\nall: differences with their paired 95 % intervals", header, rows)
+    sys.stdout.write(f"Written: {', '.join(map(str, paths))}\n")
+
+
+def _seen(given: str | None) -> str:
+    from services.domain import BadRequest
+
+    if given not in (None, "drop", "keep"):
+        raise BadRequest(f"--seen is drop or keep, not {given!r}")
+    return given or "drop"
+
+
+def _depths(given: str) -> tuple[int, ...]:
+    from services.domain import BadRequest
+
+    depths = tuple(int(each) for each in given.split(",") if each.strip().isdecimal())
+    if len(depths) != given.count(",") + 1 or min(depths) < 1:
+        raise BadRequest(f"--at {given}: whole numbers above 0, separated by commas")
+    return tuple(sorted(set(depths)))

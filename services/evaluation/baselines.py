@@ -1,0 +1,169 @@
+"""The baselines: windowed and decayed popularity, item-kNN, EASE and co-visits of the last click."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.domain import DAY_US
+from services.evaluation.cases import Cases, Histories
+from services.training.baselines import item_similarity
+from services.training.columns import EventColumns
+from services.training.cutoff import covisit_pairs
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+Scores = NDArray[np.float64]
+EASE_ITEMS_MAX = 5000
+"""EASE inverts a dense matrix of items: 200 MB and some seconds for this many."""
+COVISITS_KEPT = 1000
+
+
+class Ranker(Protocol):
+    """Scores of the whole catalogue; equal scores are ranked by popularity. 0 says: nothing known."""
+
+    def scores(self, cases: Cases, places: NDArray[np.int64]) -> Scores:
+        """Of the cases at `places`, whose moments do not fall: [places, items]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Popularity:
+    """Positive events in the window before the moment asked; `window_us` None: all that may be learned from."""
+
+    window_us: int | None
+
+    def scores(self, cases: Cases, places: NDArray[np.int64]) -> Scores:
+        """Ranker."""
+        liked = cases.train.keep(cases.train.positive)
+        size = len(liked.item_ids)
+        if self.window_us is None:
+            counts = np.bincount(liked.item_codes, minlength=size).astype(np.float64)
+            return np.broadcast_to(counts, (len(places), size)).copy()
+        moments, place = np.unique(cases.until_us[places], return_inverse=True)
+        first = np.searchsorted(liked.occurred_us, moments - self.window_us)
+        last = np.searchsorted(liked.occurred_us, moments)
+        found = [np.bincount(liked.item_codes[a:b], minlength=size) for a, b in zip(first, last, strict=True)]
+        return np.stack(found).astype(np.float64)[place]
+
+
+@dataclass(frozen=True, slots=True)
+class Trending:
+    """Positive events before the moment asked, each counting half after every half-life."""
+
+    half_life_us: int
+
+    def scores(self, cases: Cases, places: NDArray[np.int64]) -> Scores:
+        """Ranker."""
+        liked = cases.train.keep(cases.train.positive)
+        moments, place = np.unique(cases.until_us[places], return_inverse=True)
+        counts = np.zeros(len(liked.item_ids))
+        found = np.zeros((len(moments), len(counts)))
+        start, before_us = 0, int(moments[0])
+        for number, moment in enumerate(moments.tolist()):
+            stop = int(np.searchsorted(liked.occurred_us, moment))
+            counts *= np.exp2(-(moment - before_us) / self.half_life_us)
+            age = (moment - liked.occurred_us[start:stop]) / self.half_life_us
+            counts += np.bincount(liked.item_codes[start:stop], np.exp2(-age), minlength=len(counts))
+            found[number], start, before_us = counts, stop, moment
+        return found[place]
+
+
+class ItemKnn:
+    """Summed cosine similarity (of the sets of users) to the newest `newest` items of the history."""
+
+    def __init__(self, train: EventColumns, neighbours: int, newest: int) -> None:
+        self._similarity = item_similarity(train, neighbours)
+        self._histories = Histories(train, liked=True)
+        self._newest = newest
+
+    def scores(self, cases: Cases, places: NDArray[np.int64]) -> Scores:
+        """Ranker."""
+        items = [np.unique(each[-self._newest :]) for each in _histories_of(self._histories, cases, places)]
+        return np.asarray((_indicators(items, self._similarity.shape[0]) @ self._similarity).todense())
+
+
+class Ease:
+    """EASE (Steck 2019): the item-to-item regression with a zero diagonal, in closed form, B = I - P / diag(P) with
+    P = (XᵀX + λI)⁻¹. Only the EASE_ITEMS_MAX items with most users take part; `left_out` are the others."""
+
+    def __init__(self, train: EventColumns, regularisation: float, items_max: int = EASE_ITEMS_MAX) -> None:
+        from scipy.linalg import lapack
+
+        liked = train.keep(train.positive)
+        taken = _taken(liked)
+        users = np.asarray(taken.sum(axis=0)).ravel()
+        kept = np.sort(np.lexsort((np.arange(len(users)), -users))[:items_max])
+        self._items = kept[users[kept] > 0]
+        self.left_out = int(np.count_nonzero(users)) - len(self._items)
+        of_kept = taken[:, self._items]
+        gram = np.asfortranarray((of_kept.T @ of_kept).toarray())
+        gram[np.diag_indices_from(gram)] += regularisation
+        factor, failed = lapack.dpotrf(gram, lower=1, overwrite_a=1, clean=0)
+        assert failed == 0, f"XᵀX + {regularisation} I is not positive definite: {failed}"
+        inverse, failed = lapack.dpotri(factor, lower=1, overwrite_c=1)
+        assert failed == 0, f"no inverse: {failed}"
+        inverse = np.tril(inverse) + np.tril(inverse, -1).T
+        self._weights = -inverse / np.diag(inverse)[None, :]
+        np.fill_diagonal(self._weights, 0.0)
+        self._histories = Histories(train, liked=True)
+
+    def scores(self, cases: Cases, places: NDArray[np.int64]) -> Scores:
+        """Ranker."""
+        size = len(cases.train.item_ids)
+        items = [np.unique(each) for each in _histories_of(self._histories, cases, places)]
+        found = np.zeros((len(places), size))
+        found[:, self._items] = _indicators(items, size)[:, self._items] @ self._weights
+        return found
+
+
+class LastClick:
+    """Items that stood within `lags` positive events of the case's last item in some user's history, by how often,
+    each time counting half after every half-life (infinite: all count the same)."""
+
+    def __init__(self, train: EventColumns, lags: int, half_life_us: float) -> None:
+        from scipy.sparse import coo_array, csr_array
+
+        until_us = int(train.occurred_us[-1]) + 1
+        rows, columns, weights = covisit_pairs(train, until_us, lags, half_life_us, COVISITS_KEPT)
+        shape = (len(train.item_ids), len(train.item_ids))
+        self._together = csr_array(coo_array((weights, (rows, columns)), shape=shape))
+        self._histories = Histories(train, liked=True)
+
+    def scores(self, cases: Cases, places: NDArray[np.int64]) -> Scores:
+        """Ranker."""
+        items = [each[-1:] for each in _histories_of(self._histories, cases, places)]
+        return np.asarray((_indicators(items, self._together.shape[0]) @ self._together).todense())
+
+
+def days_us(days: float) -> int:
+    """Days in µs."""
+    return round(days * DAY_US)
+
+
+def _histories_of(histories: Histories, cases: Cases, places: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    pairs = zip(cases.users[places].tolist(), cases.until_us[places].tolist(), strict=True)
+    return [histories.before(user, until_us) for user, until_us in pairs]
+
+
+def _indicators(items: Sequence[NDArray[np.int64]], size: int) -> csr_array:
+    """A row per set of items, 1 where an item is in it. [sets, size]"""
+    from scipy.sparse import csr_array
+
+    offsets = np.concatenate([[0], np.cumsum([len(each) for each in items])])
+    columns = np.concatenate(items) if items else np.zeros(0, dtype=np.int64)
+    return csr_array((np.ones(len(columns)), columns, offsets), shape=(len(items), size))
+
+
+def _taken(liked: EventColumns) -> csr_array:
+    """1 where a user has taken an item, however often. [users, items]"""
+    from scipy.sparse import coo_array, csr_array
+
+    shape = (len(liked.user_ids), len(liked.item_ids))
+    taken = csr_array(coo_array((np.ones(len(liked)), (liked.user_codes, liked.item_codes)), shape=shape))
+    taken.data[:] = 1.0
+    return taken

@@ -1,0 +1,221 @@
+"""One evaluation: files, cases, models one by one, and what came out of it as lines of `metrics.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.batches import Progress
+from models.metrics import MISSING
+from models.text import HashingEncoder
+from services.domain import BadRequest, KindRules
+from services.evaluation.cases import Cases, Protocol, Seen, leave_one_out, of_targets, temporal
+from services.evaluation.files import Data, Item, read_data
+from services.evaluation.intervals import Interval, Resamples, mean_over_seeds
+from services.evaluation.measures import Mask, Measures, PerCase, gains
+from services.evaluation.ranking import Board, Ranked
+from services.evaluation.tuning import choices_of, tuned
+
+BASELINES = ("popularity", "trending", "itemknn", "ease", "last-click")
+AT = (10, 20, 200)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be measured. `models`: names, a baseline with its setting behind a colon where it is not to be tuned.
+    `against`: the model that all others are compared with; None: the best of the baselines."""
+
+    events: Path
+    items: Path
+    protocol: Protocol
+    models: tuple[str, ...]
+    targets: Path | None = None
+    cut: str | None = None
+    seen: Seen = "drop"
+    at: tuple[int, ...] = AT
+    history_min: int | None = None
+    against: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One number. `metric` of a comparison is `ndcg@10 - MODEL`: the paired difference to that model."""
+
+    model: str
+    slice: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    seeds: int
+    users: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one evaluation found: `facts` in words by name (`test_set` is its hash), `settings` by model."""
+
+    wanted: Wanted
+    facts: Mapping[str, str]
+    settings: Mapping[str, str]
+    against: str | None
+    lines: tuple[Line, ...]
+
+
+def evaluate(wanted: Wanted, rules: KindRules, progress: Progress) -> Report:
+    """Raises BadRequest where the files or what is wanted of them make no sense."""
+    check(wanted)
+    progress(0, 1, "reading")
+    data = read_data(wanted.events, wanted.items, wanted.targets, rules)
+    cases = cases_of(wanted, data)
+    progress(1, 1, "reading")
+    board = Board(cases, max(wanted.at))
+    ranked: dict[str, list[Ranked]] = {}
+    settings: dict[str, str] = {}
+    for model in wanted.models:
+        name, _, given = model.partition(":")
+        if name in BASELINES:
+            found = tuned(cases, choices_of(name, given or None), wanted.protocol, progress, f"tuning {name}")
+            settings[model] = found.setting
+            ranked[model] = [board.rank(found.ranker, progress, f"ranking by {model}")]
+    described, by = described_by(data)
+    measures = Measures(cases, described, wanted.at)
+    against = wanted.against or _best_baseline(ranked, cases, wanted)
+    ordered = {model: ranked[model] for model in wanted.models}
+    lines = _Lines(measures, cases, against).of(ordered)
+    return Report(wanted, facts_of(data, cases, by), settings, against, lines)
+
+
+def check(wanted: Wanted) -> None:
+    """Raises BadRequest where the choices do not fit together; before any file is read."""
+    for model in wanted.models:
+        name, colon, given = model.partition(":")
+        if name not in BASELINES:
+            raise BadRequest(f"there is no model {name!r} here; there are {', '.join(BASELINES)}")
+        if colon:
+            choices_of(name, given)
+    if len(set(wanted.models)) < len(wanted.models) or not wanted.models:
+        raise BadRequest(f"--models names each model once, not {', '.join(wanted.models) or 'none'}")
+    if wanted.against is not None and wanted.against not in wanted.models:
+        raise BadRequest(f"--against {wanted.against} is none of --models")
+    if (wanted.protocol == "targets") != (wanted.targets is not None):
+        raise BadRequest("--targets FILE goes with --protocol targets, and only with it")
+    if wanted.cut is not None and wanted.protocol != "temporal":
+        raise BadRequest("--cut goes with --protocol temporal only")
+
+
+def cases_of(wanted: Wanted, data: Data) -> Cases:
+    """The cases of a protocol."""
+    least = {} if wanted.history_min is None else {"history_min": wanted.history_min}
+    if wanted.protocol == "temporal":
+        return temporal(data.events, wanted.cut or "0.8", wanted.seen, **least)
+    if wanted.protocol == "leave-one-out":
+        return leave_one_out(data.events, wanted.seen, **least)
+    return of_targets(data.events, data.targets, wanted.seen, **least)
+
+
+def facts_of(data: Data, cases: Cases, described: str) -> dict[str, str]:
+    """What was measured on, for people."""
+    train = cases.train
+    return {
+        "test_set": cases.hash,
+        "events": f"{len(data.events):,}",
+        "training events": f"{len(train):,}",
+        "users": f"{len(data.events.user_ids):,}",
+        "catalogue": f"{len(data.events.item_ids):,} items, {len(data.items):,} of them in the items file",
+        "cases": f"{int(cases.judged.sum()):,} judged, {int((~cases.judged).sum()):,} more of cold users",
+        "distance within lists": described,
+    }
+
+
+def described_by(data: Data) -> tuple[NDArray[np.float32], str]:
+    """What the distance of two items is measured by: their categories, or where the file has none their texts."""
+    place = {item_id: code for code, item_id in enumerate(data.events.item_ids)}
+    if any(item.categories for item in data.items):
+        return _by_categories(data.items, place), "cosine of categories"
+    vectors = np.zeros((len(place), HashingEncoder().width), dtype=np.float32)
+    codes = [place[item.item_id] for item in data.items]
+    vectors[codes] = HashingEncoder().embed([f"{item.title} {item.text}" for item in data.items])
+    return vectors, "cosine of hashed words of title and text"
+
+
+def _by_categories(items: Sequence[Item], place: Mapping[str, int]) -> NDArray[np.float32]:
+    names = {name: n for n, name in enumerate(sorted({name for item in items for name in item.categories}))}
+    vectors = np.zeros((len(place), len(names)), dtype=np.float32)
+    for item in items:
+        vectors[place[item.item_id], [names[name] for name in item.categories]] = 1.0
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(np.divide(vectors, lengths, out=vectors, where=lengths > 0), dtype=np.float32)
+
+
+def _best_baseline(ranked: Mapping[str, Sequence[Ranked]], cases: Cases, wanted: Wanted) -> str | None:
+    """The baseline with the highest NDCG at 10 (or the first depth), the first of equals; None without baselines."""
+    k = 10 if 10 in wanted.at else wanted.at[0]
+    found = {m: float(gains(np.where(cases.judged, r[0].places, MISSING), k).sum()) for m, r in ranked.items()}
+    named = [model for model in wanted.models if model.partition(":")[0] in BASELINES]
+    return max(named, key=found.__getitem__, default=None)
+
+
+class _Lines:
+    """Ranked lists as lines: each model's values, and its differences to one of them."""
+
+    def __init__(self, measures: Measures, cases: Cases, against: str | None) -> None:
+        self._measures = measures
+        self._parts = measures.parts()
+        self._against = against
+        self._users = cases.users
+
+    def of(self, ranked: Mapping[str, Sequence[Ranked]]) -> tuple[Line, ...]:
+        metrics = {
+            model: {
+                name: mean_over_seeds([each[name] for each in of_seeds])
+                for of_seeds in [[self._measures.per_case(one) for one in seeds]]
+                for name in of_seeds[0]
+            }
+            for model, seeds in ranked.items()
+        }
+        lines: list[Line] = []
+        for model, seeds in ranked.items():
+            for part, mask in self._parts.items():
+                lines += self._values(model, part, mask, metrics[model], len(seeds))
+                lines += self._coverage(model, part, mask, seeds)
+                if self._against is not None and model != self._against:
+                    lines += self._differences(model, part, mask, metrics, len(seeds))
+        return tuple(lines)
+
+    def _values(self, model: str, part: str, mask: Mask, metrics: Mapping[str, PerCase], seeds: int) -> list[Line]:
+        found = Resamples(int(mask.sum())).of([_within(each, mask) for each in metrics.values()])
+        return [self._line(model, part, mask, name, each, seeds) for name, each in zip(metrics, found, strict=True)]
+
+    def _differences(
+        self, model: str, part: str, mask: Mask, metrics: Mapping[str, Mapping[str, PerCase]], seeds: int
+    ) -> list[Line]:
+        assert self._against is not None
+        ours = [_within(each, mask) for each in metrics[model].values()]
+        theirs = [_within(each, mask) for each in metrics[self._against].values()]
+        found = Resamples(int(mask.sum())).between(ours, theirs)
+        return [
+            self._line(model, part, mask, f"{name} - {self._against}", each, seeds)
+            for name, each in zip(metrics[model], found, strict=True)
+        ]
+
+    def _coverage(self, model: str, part: str, mask: Mask, seeds: Sequence[Ranked]) -> list[Line]:
+        """The mean over the seeds, between the least and the most of them: no mean over users, so no bootstrap."""
+        found = [self._measures.coverage(each, mask) for each in seeds]
+        values = {name: [each[name] for each in found] for name in found[0]}
+        return [
+            self._line(model, part, mask, name, Interval(float(np.mean(of)), min(of), max(of)), len(seeds))
+            for name, of in values.items()
+        ]
+
+    def _line(self, model: str, part: str, mask: Mask, metric: str, found: Interval, seeds: int) -> Line:
+        users = len(np.unique(self._users[mask]))
+        return Line(model, part, metric, found.value, found.low, found.high, seeds, users)
+
+
+def _within(metric: PerCase, part: Mask) -> PerCase:
+    return PerCase(metric.values[part], metric.weights[part])

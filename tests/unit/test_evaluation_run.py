@@ -1,0 +1,121 @@
+"""`freshrank evaluate --events`: start to end on files, by its command line. Expected values by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from services.cli import app
+from services.domain import BadRequest
+
+DAY = 86_400
+START = 1_700_006_400
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, ...]:
+    """Ten users take a item each on days 0 to 8: a b c d e f g h i, the last day i by all; on day 9 and 10 u0 to u4
+    take x, which nobody had before, u5 to u9 take i's neighbour y, known from strangers' clicks on day 8."""
+    lines = [f"u{n},{item},{START + day * DAY + n}" for day, item in enumerate("abcdefghi") for n in range(10)]
+    lines += [f"s{n},y,{START + 8 * DAY + 100 + n}" for n in range(3)]
+    lines += [f"u{n},{'x' if n < 5 else 'y'},{START + 10 * DAY + n}" for n in range(10)]
+    lines += [f"fresh,i,{START + 10 * DAY + 50}"]
+    (tmp_path / "e.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(lines) + "\n")
+    titles = [f"{item},{item.upper()},{'odd' if n % 2 else 'even'}" for n, item in enumerate("abcdefghixy")]
+    (tmp_path / "i.csv").write_text("item_id,title,categories\n" + "\n".join(titles) + "\n")
+    return ("--events", str(tmp_path / "e.csv"), "--items", str(tmp_path / "i.csv"), "--out", str(tmp_path / "out"))
+
+
+def run(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["evaluate", *arguments])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_a_temporal_run_writes_every_number_with_its_interval(files: tuple[str, ...], tmp_path: Path) -> None:
+    told = run(
+        *files, "--protocol", "temporal", "--cut", "0.9", "--models", "popularity:7d,last-click:1", "--at", "1,2"
+    )
+    assert "test_set: " in told
+    lines = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(lines[0]) == {"model", "slice", "metric", "value", "low", "high", "seeds", "users"}
+    found = {(line["model"], line["slice"], line["metric"]): line for line in lines}
+    # In the 7 days before day 9: y 3; all that u0 to u9 have had is left out, so y is first, the cold x second.
+    popular = found["popularity:7d", "all", "hr@1"]
+    assert (popular["value"], popular["users"], popular["seeds"]) == (0.5, 10, 1)
+    assert popular["low"] < 0.5 < popular["high"]
+    assert found["popularity:7d", "all", "hr@2"]["value"] == 1.0
+    assert found["popularity:7d", "all", "mrr"]["value"] == 0.75
+    assert found["popularity:7d", "cold items", "hr@1"]["value"] == 0.0
+    assert found["popularity:7d", "warm items", "hr@1"]["users"] == 5
+    assert found["popularity:7d", "cold users", "hr@1"]["users"] == 1  # fresh, who is asked too, but not in `all`
+    assert found["popularity:7d", "all", "coverage@1"]["value"] == pytest.approx(1 / 11)
+    # Nobody's last click leads to y: it is first only as the most popular of what is left.
+    assert found["last-click:1", "all", "hr@1"]["value"] == 0.5
+    difference = found["last-click:1", "all", "hr@1 - popularity:7d"]
+    assert (difference["value"], difference["low"], difference["high"]) == (0.0, 0.0, 0.0)
+
+
+def test_the_report_shows_all_models_and_the_run_says_what_was_measured(files: tuple[str, ...], tmp_path: Path) -> None:
+    told = json.loads(run(*files, "--protocol", "leave-one-out", "--models", "itemknn,ease,trending", "--json"))
+    page = (tmp_path / "out" / "report.html").read_text()
+    for each in ("itemknn", "ease", "trending", told["facts"]["test_set"], "<svg", "95 %"):
+        assert each in page
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["facts"] == told["facts"]
+    assert told["against"] in ("itemknn", "ease", "trending")
+    again = json.loads(run(*files, "--protocol", "leave-one-out", "--models", "itemknn,ease,trending", "--json"))
+    assert again == told  # the same run is the same numbers
+
+
+def test_the_test_set_changes_with_what_is_asked(files: tuple[str, ...]) -> None:
+    def hash_of(*arguments: str) -> str:
+        told = json.loads(run(*files, "--models", "popularity:all", "--json", *arguments))
+        found: str = told["facts"]["test_set"]
+        return found
+
+    assert hash_of("--cut", "0.9") == hash_of("--cut", "0.9", "--at", "5")
+    assert hash_of("--cut", "0.9") != hash_of("--cut", "0.7")
+
+
+def test_targets_of_a_file_are_judged_and_not_learned_from(files: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"user_id,item_id,timestamp\nu0,y,{START + 9 * DAY}\nnew,a,\n")
+    targets = ("--protocol", "targets", "--targets", str(tmp_path / "t.csv"), "--models", "popularity:7d", "--at", "1")
+    told = json.loads(run(*files, *targets, "--json"))
+    lines = {(line["slice"], line["metric"]): line for line in told["metrics"]}
+    # u0 is asked on day 9 and has had all but x and y (3 clicks). new gets the most popular of the week before the end,
+    # i (11 clicks): a miss.
+    assert (lines["all", "hr@1"]["value"], lines["all", "hr@1"]["users"]) == (0.5, 2)
+    assert lines["cold users", "hr@1"]["value"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--protocol", "replay"), "there is no protocol 'replay'; there are temporal, leave-one-out, targets"),
+        (("--models", "oracle"), "there is no model 'oracle'"),
+        (("--models", "popularity:7d,popularity:7d"), "names each model once"),
+        (("--protocol", "targets"), "--targets FILE goes with --protocol targets"),
+        (("--protocol", "leave-one-out", "--cut", "0.5"), "--cut goes with --protocol temporal"),
+        (("--against", "ease", "--models", "popularity"), "--against ease is none of --models"),
+        (("--at", "ten"), "--at ten: whole numbers"),
+        (("--seen", "maybe"), "--seen is drop or keep"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_sentence(
+    arguments: tuple[str, ...], said: str, files: tuple[str, ...]
+) -> None:
+    with pytest.raises(BadRequest) as error:
+        run(*files, *arguments)
+    assert said in str(error.value)
+
+
+def test_options_of_files_without_events_are_refused() -> None:
+    with pytest.raises(BadRequest, match="--models goes with --events FILE"):
+        run("--models", "ease")
+    with pytest.raises(BadRequest, match="--events goes with --items FILE"):
+        run("--events", "e.csv")
