@@ -70,16 +70,10 @@ class Steps:
         return stepping
 
 
-class Watched:
-    """A port whose calls are steps."""
-
-    def __init__(self, target: object, name: str, steps: Steps, calls: tuple[str, ...]) -> None:
-        self._target = target
-        for call in calls:
-            setattr(self, call, steps.around(f"{name}.{call}", getattr(target, call)))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._target, name)
+def watched(target: Any, name: str, steps: Steps, calls: tuple[str, ...]) -> None:
+    """Make the calls of a port steps, on the one object that everybody here gets."""
+    for call in calls:
+        setattr(target, call, steps.around(f"{name}.{call}", getattr(target, call)))
 
 
 class WatchedSource:
@@ -113,10 +107,10 @@ def watch(home: Home, name: str, steps: Steps) -> Any:
     for call in ("rename", "replace", "fsync"):
         setattr(os, call, steps.around(f"os.{call}", getattr(os, call)))
     store_calls = ("read_many", "append_history", "write", "append_item_stats", "append_item_live")
-    home.features = Watched(home.features, "store", steps, store_calls)  # type: ignore[assignment]
-    home.archive = Watched(home.archive, "archive", steps, ("append",))  # type: ignore[assignment]
-    home.quarantine = Watched(home.quarantine, "quarantine", steps, ("add",))  # type: ignore[assignment]
-    home.catalogue = Watched(home.catalogue, "catalogue", steps, ("apply",))  # type: ignore[assignment]
+    watched(home.features, "store", steps, store_calls)
+    watched(home.archive, "archive", steps, ("append",))
+    watched(home.quarantine, "quarantine", steps, ("add",))
+    watched(home.catalogue, "catalogue", steps, ("apply",))
     if name == "archive":  # as `home.consumer` does it, but writing often
         return ArchiveConsumer(home.archive, home.quarantine, rows_max=RECORDS_MAX[name])
     return home.consumer(name)
