@@ -13,14 +13,17 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from services.domain import EPOCH, BadRequest, Metric, Verdict
+from services.items import ItemTable
 from services.memory import MemorySlateLog
 from services.patience import Patience, Stopped
-from services.ports import LIVE_ITEMS_KEPT
+from services.ports import LIVE_ITEMS_KEPT, FeatureStore
 from services.processes import AWAY, WATCH_EVERY_S, Progress, unwatched
+from services.recommend import Stages
 from services.settings import Settings
 from services.wiring import Home, build_stages, load_release, now, open_home
 
 if TYPE_CHECKING:
+    from models.release import ModelRelease
     from services.evaluation.run import Report, Wanted
     from services.training.parity import Parity
     from services.training.parts import ReleaseParts
@@ -55,9 +58,12 @@ def evaluate(settings: Settings, progress: Progress = unwatched) -> tuple[Metric
 
 def evaluate_files(settings: Settings, wanted: Wanted, progress: Progress = unwatched) -> Report:
     """Models and baselines on plain files: nothing of an instance is opened or written."""
+    from services.evaluation.run import Means
     from services.evaluation.run import evaluate as run
 
-    return run(wanted, settings.kind_rules(), progress)
+    s = settings
+    means = Means(_unrecorded, s.effort, s.text_encoder, s.device, s.train_threads, s.text_batch_max)
+    return run(wanted, s.kind_rules(), means, progress)
 
 
 def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
@@ -73,7 +79,7 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
         events=lambda until: columns_of_arrow(home.archive.events_table(EPOCH, until), rules),
         history=home.history,
         items_at=ItemsAtCut(home.items, home.history),
-        stages_for=lambda release, items, features: build_stages(release, items, features, MemorySlateLog(0))[0],
+        stages_for=_unrecorded,
         load=lambda info: load_release(info, s.device),
         served=lambda since_us, until_us, chosen: lists_between(home.archive, rules, since_us, until_us, chosen),
     )
@@ -82,6 +88,11 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
         threads=s.train_threads, gate=Gate(s.judge_share, s.judge_days_max, users_max=JUDGED_USERS_MAX[s.effort]),
     )  # fmt: skip
     return ReleaseParts(sources, choices, progress)
+
+
+def _unrecorded(release: ModelRelease, items: ItemTable, features: FeatureStore) -> Stages:
+    """What serving answers with, but nothing is kept of the answers."""
+    return build_stages(release, items, features, MemorySlateLog(0))[0]
 
 
 def parity(settings: Settings, sample: int, since: datetime) -> Parity:

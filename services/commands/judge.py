@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from services.evaluation.run import Report, Wanted
 
 PROTOCOLS = ("temporal", "leave-one-out", "targets")
-MODELS = "popularity,trending,itemknn,ease,last-click"
+MODELS = "tower,pipeline,popularity,trending,itemknn,ease,last-click"
 
 
 def register(app: typer.Typer) -> None:
@@ -51,6 +51,9 @@ def evaluate(  # noqa: PLR0913
     against: Annotated[
         str | None, typer.Option(help="Whom the others are compared with; the best baseline if not given.")
     ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Trainings of tower and pipeline, 3 if not given; setting `effort` each.")
+    ] = None,
     at: Annotated[str | None, typer.Option(help="Depths that are measured, 10,20,200 if not given.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.json, run.json and report.html.")] = None,
     as_json: Json = False,
@@ -67,7 +70,7 @@ def evaluate(  # noqa: PLR0913
     if events is None:
         of_files = {
             "--items": items, "--targets": targets, "--cut": cut, "--seen": seen, "--history-min": history_min,
-            "--models": models, "--against": against, "--at": at, "--out": out,
+            "--models": models, "--against": against, "--seeds": seeds, "--at": at, "--out": out,
         }  # fmt: skip
         for name, value in of_files.items():
             if value is not None:
@@ -81,7 +84,7 @@ def evaluate(  # noqa: PLR0913
 
     wanted = Wanted(
         events, items, protocol, tuple((models or MODELS).split(",")), targets, cut, _seen(seen),  # type: ignore[arg-type]
-        _depths(at or "10,20,200"), history_min=history_min, against=against,
+        _depths(at or "10,20,200"), seeds or 3, history_min=history_min, against=against,
     )  # fmt: skip
     _files(context, wanted, out, as_json)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,14 @@ from services.evaluation.measures import Mask, Measures, PerCase, gains
 from services.evaluation.ranking import Board, Ranked
 from services.evaluation.tuning import choices_of, tuned
 
+if TYPE_CHECKING:
+    from models.config import Effort, ModelConfig
+    from services.training.evaluate import StagesFor
+
+TRAINED = ("tower", "pipeline")
 BASELINES = ("popularity", "trending", "itemknn", "ease", "last-click")
 AT = (10, 20, 200)
+SEEDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +44,22 @@ class Wanted:
     cut: str | None = None
     seen: Seen = "drop"
     at: tuple[int, ...] = AT
+    seeds: int = SEEDS
     history_min: int | None = None
     against: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What training needs beside the data. `model` None: hyper-parameters by the size of the data."""
+
+    stages_for: StagesFor
+    effort: Effort
+    text_encoder: str
+    device: str
+    threads: int
+    text_batch_max: int
+    model: ModelConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +87,7 @@ class Report:
     lines: tuple[Line, ...]
 
 
-def evaluate(wanted: Wanted, rules: KindRules, progress: Progress) -> Report:
+def evaluate(wanted: Wanted, rules: KindRules, means: Means, progress: Progress) -> Report:
     """Raises BadRequest where the files or what is wanted of them make no sense."""
     check(wanted)
     progress(0, 1, "reading")
@@ -82,6 +103,15 @@ def evaluate(wanted: Wanted, rules: KindRules, progress: Progress) -> Report:
             found = tuned(cases, choices_of(name, given or None), wanted.protocol, progress, f"tuning {name}")
             settings[model] = found.setting
             ranked[model] = [board.rank(found.ranker, progress, f"ranking by {model}")]
+    learned = [model for model in wanted.models if model in TRAINED]
+    if learned:
+        from services.evaluation.trained import Trainer
+
+        trainer = Trainer(data.items, cases, means, progress)
+        for seed in range(1, wanted.seeds + 1):
+            for model, made in trainer.ranked(board, learned, seed).items():
+                ranked.setdefault(model, []).append(made)
+                settings[model] = f"effort {means.effort}, text encoder {means.text_encoder}, seeds 1 to {seed}"
     described, by = described_by(data)
     measures = Measures(cases, described, wanted.at)
     against = wanted.against or _best_baseline(ranked, cases, wanted)
@@ -94,8 +124,10 @@ def check(wanted: Wanted) -> None:
     """Raises BadRequest where the choices do not fit together; before any file is read."""
     for model in wanted.models:
         name, colon, given = model.partition(":")
-        if name not in BASELINES:
-            raise BadRequest(f"there is no model {name!r} here; there are {', '.join(BASELINES)}")
+        if name not in TRAINED and name not in BASELINES:
+            raise BadRequest(f"there is no model {name!r}; there are {', '.join((*TRAINED, *BASELINES))}")
+        if colon and name in TRAINED:
+            raise BadRequest(f"{model}: only a baseline has a setting behind a colon")
         if colon:
             choices_of(name, given)
     if len(set(wanted.models)) < len(wanted.models) or not wanted.models:

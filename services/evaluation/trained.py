@@ -1,0 +1,235 @@
+"""The tower and the whole pipeline on cases: trained as a release is, asked as a server is, everything in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.batches import Progress
+from models.metrics import MISSING
+from models.text import EncoderMissing, open_encoder
+from services.candidates.vectors import ItemVectors
+from services.catalogue.cards import card_text
+from services.domain import BadRequest, Interaction, ItemCard, Query, ReleaseInfo, UserState, from_us
+from services.evaluation.baselines import Scores
+from services.evaluation.cases import Cases
+from services.evaluation.files import Item
+from services.evaluation.ranking import NOBODY, Board, Ranked
+from services.features.fold import fold
+from services.items import CardPart, CovisitsPart, ItemChanged, ItemTable, StatsPart, VectorPart
+from services.memory import MemoryFeatureStore
+from services.ports import FeatureStore
+from services.recommend import recommend
+from services.training.cutoff import covisits
+from services.training.examples import corpus_of
+from services.training.gate import Slice
+from services.training.history import EventsHistory
+from services.training.parts import Choices, Examples, ReleaseParts, Sources
+
+if TYPE_CHECKING:
+    from models.release import ModelRelease
+    from services.evaluation.run import Means
+
+TABLES_MAX = 24
+"""Where cases are asked at many moments, the item counts are worked out for this many of them."""
+UNKNOWN = -1e9
+"""The score of an item that the tower has no vector of: below all that it has one of."""
+
+
+class Trainer:
+    """Trains releases on the training events of some cases and ranks the cases by them."""
+
+    def __init__(self, items: Sequence[Item], cases: Cases, means: Means, progress: Progress) -> None:
+        self._cases = cases
+        self._means = means
+        self._progress = progress
+        self._history = EventsHistory(cases.train)
+        self._known = _Known(items, cases, means, self._history, progress)
+        self._features = MemoryFeatureStore({str(n): _row(cases, n, each) for n, each in enumerate(_of_users(cases))})
+
+    def ranked(self, board: Board, models: Sequence[str], seed: int) -> Mapping[str, Ranked]:
+        """One release, trained with a seed, and what each of `tower` and `pipeline` makes of the cases."""
+        release = self._fitted(seed)
+        found: dict[str, Ranked] = {}
+        if "tower" in models:
+            text = f"ranking by tower {seed}"
+            found["tower"] = board.rank(_Tower(release, self._known, self._features), self._progress, text)
+        if "pipeline" in models:
+            found["pipeline"] = self._by_pipeline(release, board.depth, seed)
+        return found
+
+    def _fitted(self, seed: int) -> ModelRelease:
+        means, train, known = self._means, self._cases.train, self._known
+        sources = Sources(lambda _: train, self._history, lambda *_: known.at(known.end_us), means.stages_for, _nothing)
+        choices = Choices(
+            means.effort,
+            seed,
+            Path(),
+            means.text_encoder,
+            means.device,
+            means.threads,
+            cut_us=known.end_us,
+            model=means.model,
+        )
+        nobody = np.zeros(0, dtype=np.int64)
+        judged = Slice(known.end_us, known.end_us, nobody, nobody, np.zeros(0, dtype=np.bool_))
+        items = known.at(known.end_us)
+        examples = Examples(from_us(known.end_us), corpus_of(train, items), judged, items)
+        return ReleaseParts(sources, choices, self._progress).fit(examples)
+
+    def _by_pipeline(self, release: ModelRelease, depth: int, seed: int) -> Ranked:
+        cases = self._cases
+        code = {item_id: n for n, item_id in enumerate(cases.train.item_ids)}
+        places = np.full(len(cases), MISSING, dtype=np.int64)
+        lists = np.full((len(cases), depth), NOBODY, dtype=np.int64)
+        done = 0
+        for moment, some in self._known.moments():
+            stages = self._means.stages_for(release, self._known.at(moment), self._features)
+            for case in some.tolist():
+                asked_at = from_us(int(cases.until_us[case]))
+                query = Query(f"case-{case}", str(case), depth, asked_at, seen=cases.seen, record=False)
+                listed = [code[pick.item_id] for pick in recommend(query, stages).items]
+                lists[case, : len(listed)] = listed
+                if cases.targets[case] in listed:
+                    places[case] = listed.index(int(cases.targets[case]))
+            done += len(some)
+            self._progress(done, len(cases), f"ranking by pipeline {seed}")
+        return Ranked(places, lists)
+
+
+class _Known:
+    """What is known of the items at a moment: cards and text vectors as in the file, counts as of the moment, co-visits
+    of all that may be learned from."""
+
+    def __init__(
+        self, items: Sequence[Item], cases: Cases, means: Means, history: EventsHistory, progress: Progress
+    ) -> None:
+        self.end_us = int(cases.train.occurred_us[-1]) + 1
+        if (cases.until_us == cases.until_us[0]).all():
+            self.end_us = int(cases.until_us[0])  # temporal: all that is learned from ends at the cut
+        self._cases = cases
+        self._items = items
+        self._history = history
+        self._together = covisits(cases.train, self.end_us)
+        codes, first = np.unique(cases.train.item_codes, return_index=True)
+        times = cases.train.occurred_us[first].tolist()
+        self._first_us = {cases.train.item_ids[c]: us for c, us in zip(codes.tolist(), times, strict=True)}
+        self._vectors = _embedded(items, means, progress)
+        self._last: tuple[int, ItemTable] | None = None
+
+    def at(self, moment_us: int) -> ItemTable:
+        """The item table as of a moment; the last one is kept."""
+        if self._last is None or self._last[0] != moment_us:
+            self._last = (moment_us, self._table(moment_us))
+        return self._last[1]
+
+    def moments(self) -> list[tuple[int, NDArray[np.int64]]]:
+        """The cases in the order of their moments, in at most TABLES_MAX runs, each with its first moment."""
+        until_us = self._cases.until_us
+        order = np.argsort(until_us, kind="stable")
+        runs = np.array_split(order, min(TABLES_MAX, len(np.unique(until_us))))
+        return [(int(until_us[run[0]]), run) for run in runs]
+
+    def _table(self, moment_us: int) -> ItemTable:
+        table = ItemTable()
+        ids = self._cases.train.item_ids
+        by_id = {item.item_id: item for item in self._items}
+        counts, stamps = self._history.items_at(ids, np.full(len(ids), moment_us, dtype=np.int64))
+        for place, item_id in enumerate(ids):
+            item = by_id.get(item_id)
+            parts: list[CardPart | StatsPart | CovisitsPart | VectorPart] = []
+            if item is not None:
+                first_us = self._first_us.get(item_id, moment_us)
+                created_us = first_us if first_us < moment_us else 0
+                parts.append(CardPart(item.title, list(item.categories), True, False, item.published_us, 0, created_us))
+                parts += [self._vectors[item_id]] if item_id in self._vectors else []
+            elif self._first_us.get(item_id, moment_us) >= moment_us:
+                continue  # nobody has heard of it yet
+            parts.append(StatsPart(counts[place].tolist(), int(stamps[place])))
+            parts += [self._together[item_id]] if item_id in self._together else []
+            table.apply(ItemChanged(item_id, part, 1) for part in parts)
+        return table
+
+
+class _Tower:
+    """The inner product of the tower's user vector with every item's, new items by their text."""
+
+    def __init__(self, release: ModelRelease, known: _Known, features: FeatureStore) -> None:
+        self._release = release
+        self._known = known
+        self._features = features
+        self._at: tuple[int, ItemTable, ItemVectors, NDArray[np.float32]] | None = None
+        self._starts = np.array([moment for moment, _ in known.moments()], dtype=np.int64)
+
+    def scores(self, cases: Cases, places: NDArray[np.int64]) -> Scores:
+        """Ranker."""
+        found = np.empty((len(places), len(cases.train.item_ids)))
+        for row, case in enumerate(places.tolist()):
+            until_us = int(cases.until_us[case])
+            table, vectors, matrix = self._at_moment(until_us, cases.train.item_ids)
+            query = Query(f"case-{case}", str(case), 1, from_us(until_us), record=False)
+            user_vector = vectors.reading(query, self._features.read(str(case))).user_vector
+            found[row] = np.where(matrix.any(axis=1), matrix @ user_vector, UNKNOWN)
+            found[row, ~table.servable(cases.train.item_ids, until_us)] = -np.inf
+        return found
+
+    def _at_moment(self, until_us: int, item_ids: Sequence[str]) -> tuple[ItemTable, ItemVectors, NDArray[np.float32]]:
+        moment = int(self._starts[np.searchsorted(self._starts, until_us, side="right") - 1])
+        if self._at is None or self._at[0] != moment:
+            table = self._known.at(moment)
+            vectors = ItemVectors(self._release, table)
+            vectors.load()
+            self._at = (moment, table, vectors, vectors.of(item_ids))
+        return self._at[1:]
+
+
+def _embedded(items: Sequence[Item], means: Means, progress: Progress) -> dict[str, VectorPart]:
+    """The text vectors of the items that have a text."""
+    try:
+        encoder = open_encoder(means.text_encoder, "cpu", means.text_batch_max)
+    except EncoderMissing as error:
+        raise BadRequest(f"text_encoder={means.text_encoder!r} is refused: {error}") from error
+    texts = {item.item_id: card_text(ItemCard(item.item_id, item.title, item.text, item.categories)) for item in items}
+    item_ids = [item_id for item_id, text in texts.items() if text]
+    found: dict[str, VectorPart] = {}
+    step = 16 * means.text_batch_max
+    for start in range(0, len(item_ids), step):
+        some = item_ids[start : start + step]
+        vectors = encoder.embed([texts[item_id] for item_id in some]).astype("<f2")
+        parts = [VectorPart(encoder.name, each.tobytes()) for each in vectors]
+        found |= dict(zip(some, parts, strict=True))
+        progress(len(found), len(item_ids), "embedding texts")
+    return found
+
+
+def _of_users(cases: Cases) -> list[NDArray[np.int64]]:
+    """The places of the training events that each case knows, oldest first."""
+    events = cases.train
+    kept = np.flatnonzero(events.weight != 0)
+    order = kept[np.argsort(events.user_codes[kept], kind="stable")]
+    offsets = np.searchsorted(events.user_codes[order], np.arange(len(events.user_ids) + 1))
+    starts = offsets[cases.users].tolist()
+    return [order[first : first + size] for first, size in zip(starts, cases.history.tolist(), strict=True)]
+
+
+def _row(cases: Cases, case: int, places: NDArray[np.int64]) -> UserState:
+    """The row that the fold makes of these events; an event's key is its place, so equal times keep their order."""
+    events = cases.train
+    return fold(
+        UserState(str(case)),
+        (
+            Interaction(
+                int(events.occurred_us[n]), n, events.item_ids[events.item_codes[n]],
+                events.kinds[events.kind_codes[n]], None, float(events.weight[n]),
+            )
+            for n in places.tolist()
+        ),
+    )  # fmt: skip
+
+
+def _nothing(info: ReleaseInfo) -> ModelRelease:
+    raise BadRequest(f"an evaluation on files has no release {info.release_id}")
