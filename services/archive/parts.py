@@ -14,6 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from services import wire
 from services.archive import columns
 from services.archive.columns import Schema, Table
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+log = structlog.get_logger()
 EVENTS, SLATES, ITEMS = "events", "slates", "items"
 FOR_EVER = (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC))
 
@@ -97,7 +100,16 @@ class ParquetArchive:
             folder = self.folder / record / _day_name(day)
             parts_io.append_part(folder, build(rows), schema)
             if parts_io.merge_due(folder):
+                self._merge_if_it_can(record, schema, folder)
+
+    def _merge_if_it_can(self, record: str, schema: Schema, folder: Path) -> None:
+        """Merge what an append made due. The rows are durable already: were a merge that fails to count as theirs,
+        they would be appended again and again, and fill the very disk that has no room for the merge."""
+        try:
+            with self._as_unavailable("merged"):
                 self._merge(record, schema, folder)
+        except StageUnavailable as error:
+            log.warning("merge_failed", folder=str(folder), error=str(error))
 
     # ------------------------------------------------------------------------------------------ reading
 

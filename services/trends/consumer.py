@@ -324,10 +324,13 @@ class TrendsConsumer:
             owned.until_us = owned.stored.state.until_us
 
     def _read_again(self) -> None:
-        """Forget all that is not stored and read on from what is; a partition that is ours no more is soon reported."""
+        """Forget all that is not stored and read on from what is; a partition that is ours no more is soon reported.
+        `start` has no place to seek in one of which nothing is stored: what was let go of it began at the first."""
+        taken = [partition for partition, owned in self._owned.items() if owned.next_offset > 0]
         self._buffer, self._users = _Buffer(), Users()
         assert self._source is not None, "a flush comes after a start"
         self.start(self._source, tuple(self._owned))
+        self._source.seek({p: 0 for p in taken if self._owned[p].next_offset == 0})
 
     def _read_to_end(self) -> set[Partition]:
         """Owned partitions with nothing left to read: what lags behind the group's commit is in the buffer already."""

@@ -135,6 +135,17 @@ def test_many_small_appends_are_merged_and_read_the_same(tmp_path: Path) -> None
     assert [e.event_id for e in archive.events(*FOR_EVER)] == [f"{n:02}" for n in range(70)]
 
 
+def test_rows_are_appended_once_also_where_a_merge_fails(tmp_path: Path) -> None:
+    """Else whoever appends would append them again, as long as the merge fails."""
+    archive = ParquetArchive(tmp_path)
+    archive.append([(at(0), event("00", 0))], [], [])
+    (damaged,) = (tmp_path / "events" / "2026-11-22").glob("part-*.parquet")
+    damaged.write_bytes(damaged.read_bytes()[:100])  # merging has to read it
+    for n in range(1, 70):
+        archive.append([(at(n), event(f"{n:02}", n / 100))], [], [])
+    assert len(list((tmp_path / "events" / "2026-11-22").glob("part-*.parquet"))) == 70
+
+
 def test_merging_removes_erased_users_from_the_disk(tmp_path: Path) -> None:
     erased: dict[str, int] = {}
     archive = ParquetArchive(tmp_path, lambda: erased)

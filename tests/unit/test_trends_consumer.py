@@ -4,7 +4,7 @@ does not depend on pace, crashes, owners or partitions."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from services.items import ItemTable
 from services.memory import MemoryBus, MemorySource
 from services.signals import decayed
 from services.tables import open_database, trend_covisits
+from services.trends import store
 from services.trends.consumer import TrendsConsumer, TrendsSettings
 from services.trends.covisits import Row
 
@@ -320,6 +321,31 @@ def test_a_paused_owner_cannot_count_again_what_its_successor_counted(world: Wor
     assert paused.stop(()) == {}, "the paused owner has nothing to commit"
     block = world.table().block(["a"])
     assert block.counts[0, 5] == pytest.approx(9.0, rel=1e-3)
+
+
+def test_what_a_refused_flush_let_go_is_read_again_from_the_start_of_a_log_that_was_empty(world: World) -> None:
+    """A partition of which nothing is stored yet has no offset to go back to but the first."""
+    topics = consumer_topics(world)
+    users = [f"u{n}" for n in range(30)]
+    early, late = users[:1], users[1:]  # one partition has something to store, the others are still empty
+    world.bus.publish([wire.encode_event(click(0, early[0], "a", START))])
+    source, owner = world.bus.source("trends", topics), world.consumer()
+    run(source, owner)
+    source.commit(owner.stop(()))
+    world.bus.publish([wire.encode_event(click(n, user, "a", START)) for n, user in enumerate(late, start=1)])
+    run(source, owner)  # taken in, and not stored yet
+    with world.engine.begin() as connection:  # somebody else has stored the first partition meanwhile
+        stored = store.stored_partitions(connection)
+        moved = {p: replace(each, log_id="moved on") for p, each in stored.items() if each.next_offset}
+        assert len(moved) == 1
+        store.store_partitions(connection, moved)
+    assert owner.stop(()) == {}, "the flush is refused"
+    with world.engine.begin() as connection:
+        store.store_partitions(connection, {p: stored[p] for p in moved})
+    owner.start(source, tuple(moved))  # and is ours again
+    run(source, owner)
+    source.commit(owner.stop(()))
+    assert world.table().block(["a"]).counts[0, 5] == pytest.approx(30.0, rel=1e-3)
 
 
 def test_a_partition_that_comes_back_comes_with_all_that_happened_meanwhile(world: World, tmp_path: Path) -> None:
