@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from services.domain import DAY_US
 from services.evaluation.cases import Cases, Histories
-from services.training.baselines import item_similarity
 from services.training.columns import EventColumns
 from services.training.cutoff import covisit_pairs
 
@@ -76,8 +75,8 @@ class Trending:
 class ItemKnn:
     """Summed cosine similarity (of the sets of users) to the newest `newest` items of the history."""
 
-    def __init__(self, train: EventColumns, neighbours: int, newest: int) -> None:
-        self._similarity = item_similarity(train, neighbours)
+    def __init__(self, train: EventColumns, similarity: csr_array, newest: int) -> None:
+        self._similarity = similarity
         self._histories = Histories(train, liked=True)
         self._newest = newest
 

@@ -217,11 +217,14 @@ def _kinds(column: pa.ChunkedArray) -> pa.DictionaryArray:
 
 def _times_us(column: pa.ChunkedArray) -> NDArray[np.int64]:
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     if pa.types.is_timestamp(column.type):
         return np.asarray(column.cast(pa.timestamp("us")).cast(pa.int64()).to_numpy(), dtype=np.int64)
     if column.null_count:
         raise _Suspect("timestamp is missing")
+    if pa.types.is_string(column.type):
+        column = pc.utf8_trim_whitespace(column)
     given = column.cast(pa.float64()).to_numpy()  # exact for whole seconds and ms; µs are below what is promised
     if not np.isfinite(given).all():
         raise _Suspect("timestamp is no number")

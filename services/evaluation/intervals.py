@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,54 +24,50 @@ class Interval:
     high: float
 
 
-class Resamples:
-    """The resamples of a set of cases: how often each case was drawn, float64 [RESAMPLES, N], some at a time."""
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """The mean of a metric, and its means over each resample of the cases, float64 [RESAMPLES]."""
 
-    def __init__(self, cases: int, seed: int = 1) -> None:
-        self._cases = cases
-        self._seed = seed
+    value: float
+    means: NDArray[np.float64]
 
-    def of(self, metrics: list[PerCase]) -> list[Interval]:
-        """The interval of each metric."""
-        sums = self._sums([each.values * each.weights for each in metrics], [each.weights for each in metrics])
-        return [_interval(_mean(each), column) for each, column in zip(metrics, sums.T, strict=True)]
+    def interval(self) -> Interval:
+        """Of the mean."""
+        return _interval(self.value, self.means)
 
-    def between(self, ours: list[PerCase], theirs: list[PerCase]) -> list[Interval]:
-        """The interval of each difference, ours less theirs, over the same resamples."""
-        count = len(ours)
-        both = [*ours, *theirs]
-        sums = self._sums([each.values * each.weights for each in both], [each.weights for each in both])
-        return [
-            _interval(_mean(a) - _mean(b), sums[:, n] - sums[:, count + n])
-            for n, (a, b) in enumerate(zip(ours, theirs, strict=True))
-        ]
-
-    def _sums(self, values: list[NDArray[np.float64]], weights: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """The weighted mean of each metric in each resample. [RESAMPLES, metrics]"""
-        rng = np.random.default_rng(self._seed)
-        above, below = np.stack(values, axis=1), np.stack(weights, axis=1)
-        even = np.full(self._cases, 1.0 / self._cases)
-        step = max(1, AT_ONCE // self._cases)
-        parts = []
-        for start in range(0, RESAMPLES, step):
-            drawn = rng.multinomial(self._cases, even, size=min(step, RESAMPLES - start)).astype(np.float64)
-            total = drawn @ below
-            parts.append(np.where(total > 0, (drawn @ above) / np.where(total > 0, total, 1.0), 0.0))
-        return np.concatenate(parts)
+    def less(self, other: Resampled) -> Interval:
+        """Of the difference to another metric over the same resamples."""
+        return _interval(self.value - other.value, self.means - other.means)
 
 
-def mean_over_seeds(seeds: list[PerCase]) -> PerCase:
-    """Each case's value averaged over the seeds; a case counts where it does in every seed on average."""
+def resampled(metrics: Sequence[PerCase], seed: int = 1) -> list[Resampled]:
+    """Every metric over the same RESAMPLES draws, with replacement, of all its cases. All have the same cases."""
+    cases = len(metrics[0].values)
+    above = np.stack([each.values * each.weights for each in metrics], axis=1)
+    below = np.stack([each.weights for each in metrics], axis=1)
+    rng = np.random.default_rng(seed)
+    even = np.full(cases, 1.0 / cases)
+    step = max(1, AT_ONCE // cases)
+    parts = []
+    for start in range(0, RESAMPLES, step):
+        drawn = rng.multinomial(cases, even, size=min(step, RESAMPLES - start)).astype(np.float64)
+        parts.append(_ratio(drawn @ above, drawn @ below))
+    means, values = np.concatenate(parts), _ratio(above.sum(axis=0), below.sum(axis=0))
+    return [Resampled(float(value), column) for value, column in zip(values, means.T, strict=True)]
+
+
+def mean_over_seeds(seeds: Sequence[PerCase]) -> PerCase:
+    """Each case's value averaged over the seeds; a case counts as much as it does in the seeds on average."""
     weights = np.mean([each.weights for each in seeds], axis=0)
     above = np.mean([each.values * each.weights for each in seeds], axis=0)
-    return PerCase(np.where(weights > 0, above / np.where(weights > 0, weights, 1.0), 0.0), weights)
+    return PerCase(_ratio(above, weights), weights)
 
 
-def _mean(metric: PerCase) -> float:
-    total = float(metric.weights.sum())
-    return float((metric.values * metric.weights).sum()) / total if total > 0 else 0.0
+def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The quotient, 0 where there is nothing to divide by."""
+    return np.asarray(np.divide(above, below, out=np.zeros_like(above), where=below > 0), dtype=np.float64)
 
 
-def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
-    low, high = np.percentile(resampled, [LOW, HIGH])
+def _interval(value: float, means: NDArray[np.float64]) -> Interval:
+    low, high = np.percentile(means, [LOW, HIGH])
     return Interval(value, float(low), float(high))

@@ -16,7 +16,7 @@ from models.text import HashingEncoder
 from services.domain import BadRequest, KindRules
 from services.evaluation.cases import Cases, Protocol, Seen, leave_one_out, of_targets, temporal
 from services.evaluation.files import Data, Item, read_data
-from services.evaluation.intervals import Interval, Resamples, mean_over_seeds
+from services.evaluation.intervals import Interval, Resampled, mean_over_seeds, resampled
 from services.evaluation.measures import Mask, Measures, PerCase, gains
 from services.evaluation.ranking import Board, Ranked
 from services.evaluation.tuning import choices_of, tuned
@@ -197,57 +197,44 @@ class _Lines:
 
     def __init__(self, measures: Measures, cases: Cases, against: str | None) -> None:
         self._measures = measures
-        self._parts = measures.parts()
         self._against = against
         self._users = cases.users
 
     def of(self, ranked: Mapping[str, Sequence[Ranked]]) -> tuple[Line, ...]:
-        metrics = {
-            model: {
-                name: mean_over_seeds([each[name] for each in of_seeds])
-                for of_seeds in [[self._measures.per_case(one) for one in seeds]]
-                for name in of_seeds[0]
-            }
-            for model, seeds in ranked.items()
-        }
-        lines: list[Line] = []
-        for model, seeds in ranked.items():
-            for part, mask in self._parts.items():
-                lines += self._values(model, part, mask, metrics[model], len(seeds))
-                lines += self._coverage(model, part, mask, seeds)
+        """Model by model, part by part."""
+        metrics = {model: self._over_seeds(seeds) for model, seeds in ranked.items()}
+        found: dict[tuple[str, str], list[Line]] = {}
+        for part, mask in self._measures.parts().items():
+            users = len(np.unique(self._users[mask]))
+            resamples = _resamples(metrics, mask)
+            for model, seeds in ranked.items():
+                named = {name: resamples[model, name].interval() for name in metrics[model]}
+                named |= self._coverage(mask, seeds)
                 if self._against is not None and model != self._against:
-                    lines += self._differences(model, part, mask, metrics, len(seeds))
-        return tuple(lines)
+                    named |= {
+                        f"{name} - {self._against}": resamples[model, name].less(resamples[self._against, name])
+                        for name in metrics[model]
+                    }
+                found[model, part] = [
+                    Line(model, part, name, each.value, each.low, each.high, len(seeds), users)
+                    for name, each in named.items()
+                ]
+        parts = self._measures.parts()
+        return tuple(line for model in ranked for part in parts for line in found[model, part])
 
-    def _values(self, model: str, part: str, mask: Mask, metrics: Mapping[str, PerCase], seeds: int) -> list[Line]:
-        found = Resamples(int(mask.sum())).of([_within(each, mask) for each in metrics.values()])
-        return [self._line(model, part, mask, name, each, seeds) for name, each in zip(metrics, found, strict=True)]
+    def _over_seeds(self, seeds: Sequence[Ranked]) -> dict[str, PerCase]:
+        measured = [self._measures.per_case(each) for each in seeds]
+        return {name: mean_over_seeds([each[name] for each in measured]) for name in measured[0]}
 
-    def _differences(
-        self, model: str, part: str, mask: Mask, metrics: Mapping[str, Mapping[str, PerCase]], seeds: int
-    ) -> list[Line]:
-        assert self._against is not None
-        ours = [_within(each, mask) for each in metrics[model].values()]
-        theirs = [_within(each, mask) for each in metrics[self._against].values()]
-        found = Resamples(int(mask.sum())).between(ours, theirs)
-        return [
-            self._line(model, part, mask, f"{name} - {self._against}", each, seeds)
-            for name, each in zip(metrics[model], found, strict=True)
-        ]
-
-    def _coverage(self, model: str, part: str, mask: Mask, seeds: Sequence[Ranked]) -> list[Line]:
+    def _coverage(self, mask: Mask, seeds: Sequence[Ranked]) -> dict[str, Interval]:
         """The mean over the seeds, between the least and the most of them: no mean over users, so no bootstrap."""
         found = [self._measures.coverage(each, mask) for each in seeds]
         values = {name: [each[name] for each in found] for name in found[0]}
-        return [
-            self._line(model, part, mask, name, Interval(float(np.mean(of)), min(of), max(of)), len(seeds))
-            for name, of in values.items()
-        ]
-
-    def _line(self, model: str, part: str, mask: Mask, metric: str, found: Interval, seeds: int) -> Line:
-        users = len(np.unique(self._users[mask]))
-        return Line(model, part, metric, found.value, found.low, found.high, seeds, users)
+        return {name: Interval(float(np.mean(of)), min(of), max(of)) for name, of in values.items()}
 
 
-def _within(metric: PerCase, part: Mask) -> PerCase:
-    return PerCase(metric.values[part], metric.weights[part])
+def _resamples(metrics: Mapping[str, Mapping[str, PerCase]], mask: Mask) -> dict[tuple[str, str], Resampled]:
+    """Every metric of every model over the same resamples of the cases of a part."""
+    named = [(model, name) for model, of in metrics.items() for name in of]
+    cut = [PerCase(metrics[m][name].values[mask], metrics[m][name].weights[mask]) for m, name in named]
+    return dict(zip(named, resampled(cut), strict=True))

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,7 +26,11 @@ from services.evaluation.baselines import (
 from services.evaluation.cases import Cases, Protocol, leave_one_out, temporal
 from services.evaluation.measures import gains
 from services.evaluation.ranking import Board
+from services.training.baselines import item_similarity, strongest
 from services.training.columns import EventColumns
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 TUNED_AT = 10
 CASES_TO_TUNE = 1000
@@ -58,14 +63,15 @@ def choices_of(name: str, given: str | None) -> Sequence[Choice]:
         return [_trending(each) for each in ([given] if given else ["0.5d", "1d", "3d", "7d", "14d", "30d", "90d"])]
     if name == "itemknn":
         if given:
-            return [_item_knn(_whole(name, given), None)]
-        return [_item_knn(neighbours, newest) for neighbours in (20, 100, 500) for newest in (1, 5, 20, None)]
+            return [_item_knn(_whole(name, given), None, _Similar(_whole(name, given)))]
+        similar = _Similar(500)
+        return [_item_knn(neighbours, newest, similar) for neighbours in (20, 100, 500) for newest in (1, 5, 20, None)]
     if name == "ease":
         return [_ease(_number(name, given))] if given else [_ease(each) for each in (20.0, 100.0, 300.0, 1000.0)]
     assert name == "last-click", name
     if given:
         return [_last_click(_whole(name, given), math.inf)]
-    return [_last_click(lags, days) for lags in (1, 2, 3, 5, 10) for days in (3, 14, 60, math.inf)]
+    return [_last_click(lags, days) for lags in (1, 3, 10) for days in (3, 14, 60, math.inf)]
 
 
 def tuned(cases: Cases, choices: Sequence[Choice], protocol: Protocol, progress: Progress, text: str) -> Tuned:
@@ -119,9 +125,22 @@ def _trending(half_life: str) -> Choice:
     return _same(f"half-life {half_life}", lambda _: ranker)
 
 
-def _item_knn(neighbours: int, newest: int | None) -> Choice:
+class _Similar:
+    """The similarity of the last training events asked for, worked out once for all numbers of neighbours."""
+
+    def __init__(self, neighbours_max: int) -> None:
+        self._neighbours_max = neighbours_max
+        self._of: tuple[EventColumns, csr_array] | None = None
+
+    def __call__(self, train: EventColumns, neighbours: int) -> csr_array:
+        if self._of is None or self._of[0] is not train:
+            self._of = (train, item_similarity(train, self._neighbours_max))
+        return strongest(self._of[1], neighbours)
+
+
+def _item_knn(neighbours: int, newest: int | None, similar: _Similar) -> Choice:
     label = f"{neighbours} neighbours, {'whole history' if newest is None else f'newest {newest} of the history'}"
-    return _same(label, lambda train: ItemKnn(train, neighbours, newest or len(train)))
+    return _same(label, lambda train: ItemKnn(train, similar(train, neighbours), newest or len(train)))
 
 
 def _ease(regularisation: float) -> Choice:

@@ -34,7 +34,7 @@ def item_similarity(events: EventColumns, neighbours_max: int = 100) -> csr_arra
     cosine = csr_array(scaled.T @ scaled)
     cosine.setdiag(0.0)
     cosine.eliminate_zeros()
-    return _strongest(cosine, neighbours_max)
+    return strongest(cosine, neighbours_max)
 
 
 def knn_scores(similarity: csr_array, history_items: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -51,7 +51,8 @@ def place_of(scores: NDArray[np.float64], target: int, hidden: NDArray[np.int64]
     return int(np.count_nonzero(better & shown))
 
 
-def _strongest(matrix: csr_array, per_row: int) -> csr_array:
+def strongest(matrix: csr_array, per_row: int) -> csr_array:
+    """The highest entries of each row, ties to the lower column."""
     from scipy.sparse import csr_array
 
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))

@@ -12,6 +12,7 @@ from services.domain import BadRequest
 from services.evaluation.baselines import Ease, ItemKnn, LastClick, Popularity, Trending, days_us
 from services.evaluation.cases import Cases
 from services.evaluation.tuning import choices_of, tuned
+from services.training.baselines import item_similarity
 
 
 def by_item(cases: Cases, scores: np.ndarray) -> dict[str, float]:
@@ -40,12 +41,23 @@ def test_item_knn_adds_the_cosines_of_the_newest_items_of_the_history() -> None:
     pairs = [("1", "a"), ("1", "b"), ("2", "a"), ("2", "b"), ("3", "b"), ("3", "c"), ("me", "c")]
     events = events_of([(user, item, at) for at, (user, item) in enumerate(pairs)])
     cases = cases_of(events, [("me", "a", 100), ("1", "a", 100)])
-    whole = ItemKnn(events, neighbours=10, newest=10).scores(cases, np.array([0, 1]))
+    whole = ItemKnn(events, item_similarity(events), newest=10).scores(cases, np.array([0, 1]))
     assert by_item(cases, whole[0]) == {"b": round(1 / 6**0.5, 6)}
     # The history of 1 is a, b: a from b, b from a, c from b.
     assert by_item(cases, whole[1]) == {"a": 0.816497, "b": 0.816497, "c": 0.408248}
-    newest = ItemKnn(events, neighbours=10, newest=1).scores(cases, np.array([1]))
+    newest = ItemKnn(events, item_similarity(events), newest=1).scores(cases, np.array([1]))
     assert by_item(cases, newest[0]) == {"a": 0.816497, "c": 0.408248}
+
+
+def test_item_knn_with_few_neighbours_keeps_the_nearest() -> None:
+    pairs = [("1", "a"), ("1", "b"), ("2", "a"), ("2", "b"), ("3", "b"), ("3", "c"), ("me", "b")]
+    events = events_of([(user, item, at) for at, (user, item) in enumerate(pairs)])
+    cases = cases_of(events, [("me", "a", 100)])
+    found = {}
+    for given in ("1", "2"):
+        ranker = choices_of("itemknn", given)[0].fit(events)
+        found[given] = set(by_item(cases, ranker.scores(cases, np.array([0]))[0]))
+    assert found == {"1": {"a"}, "2": {"a", "c"}}
 
 
 def test_ease_is_the_closed_form_of_two_items_worked_out_by_hand() -> None:

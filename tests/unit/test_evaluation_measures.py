@@ -10,7 +10,7 @@ from evaluation_world import cases_of, events_of
 
 from models.metrics import MISSING
 from services.evaluation.cases import Cases, Seen
-from services.evaluation.intervals import Resamples, mean_over_seeds
+from services.evaluation.intervals import mean_over_seeds, resampled
 from services.evaluation.measures import Measures, PerCase, distances, unpopular_weights
 from services.evaluation.ranking import NOBODY, Board, Ranked
 
@@ -104,7 +104,7 @@ def of(values: list[float], weights: list[float] | None = None) -> PerCase:
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_law_for_many_cases() -> None:
     # 1,000 cases, half of them 1: the standard error is sqrt(.25 / 1000) = .0158, so 95 % lie within .031.
-    found = Resamples(1000).of([of([0.0, 1.0] * 500)])[0]
+    found = resampled([of([0.0, 1.0] * 500)])[0].interval()
     assert found.value == 0.5
     assert found.low == pytest.approx(0.469, abs=0.005)
     assert found.high == pytest.approx(0.531, abs=0.005)
@@ -112,14 +112,15 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_law_for_many_cases() -> No
 
 def test_a_difference_is_paired_so_a_small_steady_gain_is_sure() -> None:
     noisy = np.random.default_rng(2).random(500)
-    steady = Resamples(500).between([of((noisy + 0.01).tolist())], [of(noisy.tolist())])[0]
+    above, here, turned = resampled([of((noisy + 0.01).tolist()), of(noisy.tolist()), of(noisy[::-1].tolist())])
+    steady = above.less(here)
     assert (steady.low, steady.high) == (pytest.approx(0.01), pytest.approx(0.01))
-    none = Resamples(500).between([of(noisy.tolist())], [of(noisy[::-1].tolist())])[0]
+    none = here.less(turned)
     assert none.low < 0.0 < none.high
 
 
 def test_weights_count_in_means_and_intervals() -> None:
-    found = Resamples(4).of([of([1.0, 0.0, 0.0, 0.0], [3.0, 1.0, 0.0, 0.0])])[0]
+    found = resampled([of([1.0, 0.0, 0.0, 0.0], [3.0, 1.0, 0.0, 0.0])])[0].interval()
     assert found.value == 0.75
     assert (found.low, found.high) == (0.0, 1.0)
 
