@@ -82,8 +82,9 @@ def evaluate(  # noqa: PLR0913
         raise BadRequest(f"--events goes with {missing}, which is not given")
     from services.evaluation.run import Wanted
 
+    named = tuple(each.strip() for each in (models or MODELS).split(","))
     wanted = Wanted(
-        events, items, protocol, tuple((models or MODELS).split(",")), targets, cut, _seen(seen),  # type: ignore[arg-type]
+        events, items, protocol, named, targets, cut, _seen(seen),  # type: ignore[arg-type]
         _depths(at or "10,20,200"), seeds or 3, history_min=history_min, against=against,
     )  # fmt: skip
     _files(context, wanted, out, as_json)

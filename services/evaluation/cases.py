@@ -153,7 +153,8 @@ def _cases(
     history_min: int,
 ) -> Cases:
     if not train.positive.any():
-        raise BadRequest("there is no positive event to learn from")
+        kinds = ", ".join(train.kinds)
+        raise BadRequest(f"no event that may be learned from is positive; the setting `kinds` says what {kinds} mean")
     histories = Histories(train)
     pairs = zip(users.tolist(), until_us.tolist(), strict=True)
     history = np.array([len(histories.before(user, until)) for user, until in pairs], dtype=np.int64)

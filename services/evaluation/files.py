@@ -141,11 +141,13 @@ def _event_table(path: Path) -> pa.Table:
 
     _file(path)
     try:
-        return _checked_events(_parquet(path) if format_of(DataFile(path)) == "parquet" else _csv(path))
-    except (_Suspect, pa.ArrowException, UnicodeDecodeError) as error:
+        table = _parquet(path) if format_of(DataFile(path)) == "parquet" else _csv(path)
+        _check_header(path, table.column_names, EVENT_COLUMNS[:3])
+        return _checked_events(table)
+    except (_Suspect, pa.ArrowException, OSError) as error:
         for row in _rows(path, EVENT_COLUMNS[:3]):
             _check_event(path, row)
-        raise BadRequest(f"{path} cannot be read: {error}") from error
+        raise BadRequest(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def _csv(path: Path) -> pa.Table:
@@ -168,14 +170,16 @@ def _parquet(path: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
     names = pq.read_schema(path).names
-    return pq.read_table(path, columns=[name for name in EVENT_COLUMNS if name in names])
+    return pq.read_table(path, columns=[name for name in EVENT_COLUMNS if name in names] or names)
 
 
 def _checked_events(table: pa.Table) -> pa.Table:
     import pyarrow as pa
 
-    if len(table) == 0 or any(name not in table.column_names for name in EVENT_COLUMNS[:3]):
-        raise _Suspect("no event, or a column is missing")
+    if len(table) == 0:
+        raise _Suspect("it holds no event")
+    if len(set(table.column_names)) < len(table.column_names):
+        raise _Suspect("two columns have one name")
     size = len(table)
     columns = {name: _ids(table[name], name) for name in ("user_id", "item_id")}
     columns["occurred_us"] = pa.array(_times_us(table["timestamp"]))
@@ -192,7 +196,7 @@ def _ids(column: pa.ChunkedArray, name: str) -> pa.DictionaryArray:
     import pyarrow.compute as pc
 
     if not pa.types.is_string(column.type):
-        if not pa.types.is_integer(column.type) and not pa.types.is_large_string(column.type):
+        if pa.types.is_floating(column.type):
             raise _Suspect(f"{name} is no text")
         column = column.cast(pa.string())
     if column.null_count:
@@ -219,10 +223,11 @@ def _times_us(column: pa.ChunkedArray) -> NDArray[np.int64]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pa.types.is_timestamp(column.type):
-        return np.asarray(column.cast(pa.timestamp("us")).cast(pa.int64()).to_numpy(), dtype=np.int64)
     if column.null_count:
         raise _Suspect("timestamp is missing")
+    if pa.types.is_timestamp(column.type):
+        in_us = column.cast(pa.timestamp("us", column.type.tz), safe=False)
+        return np.asarray(in_us.cast(pa.int64()).to_numpy(), dtype=np.int64)
     if pa.types.is_string(column.type):
         column = pc.utf8_trim_whitespace(column)
     given = column.cast(pa.float64()).to_numpy()  # exact for whole seconds and ms; µs are below what is promised

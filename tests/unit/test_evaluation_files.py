@@ -84,7 +84,9 @@ EVENTS = "user_id,item_id,timestamp,kind,value\nu,a,1700000000,click,1\nu,b,1700
 MISTAKES = {
     "no column timestamp": ("user_id,item_id,time\nu,a,1\n", "line 1: there is no column timestamp"),
     "empty file": ("", "is empty"),
-    "no event": ("user_id,item_id,timestamp\n", "cannot be read"),
+    "no event": ("user_id,item_id,timestamp\n", "it holds no event"),
+    "no event and no column": ("user_id,item_id\n", "line 1: there is no column timestamp; there are user_id, item_id"),
+    "a column twice": ("user_id,item_id,timestamp,item_id\nu,a,1700000000,b\n", "two columns have one name"),
     "no user": (EVENTS + " ,b,1700000002,,\n", "line 4, column user_id: "),
     "control": (EVENTS + "u,b\x07,1700000002,,\n", "line 4, column item_id: "),
     "no time": (EVENTS + "u,b,,,\n", "line 4, column timestamp: is required"),
@@ -135,6 +137,29 @@ def test_a_parquet_file_without_a_time_in_a_row_names_the_row(tmp_path: Path, it
     path = tmp_path / "e.parquet"
     pq.write_table(pa.table({"user_id": ["u", "v"], "item_id": ["a", "b"], "timestamp": [1700000000, None]}), path)
     with pytest.raises(BadRequest, match="line 2, column timestamp: is required"):
+        read_data(path, items, None, RULES)
+
+
+def test_columns_of_other_types_in_parquet_mean_the_same(tmp_path: Path, items: Path) -> None:
+    texts = pa.array(["a", "b"]).dictionary_encode()
+    times = pa.array([1_700_000_000_000_000_001, 1_700_000_001_000_000_000], pa.timestamp("ns", "UTC"))
+    users = pa.array([7, 8])
+    pq.write_table(pa.table({"user_id": users, "item_id": texts, "timestamp": times}), tmp_path / "e.parquet")
+    assert rows(read_data(tmp_path / "e.parquet", items, None, RULES)) == [
+        ("7", "a", "click", 1_700_000_000_000, 1.0), ("8", "b", "click", 1_700_000_001_000, 1.0),
+    ]  # fmt: skip
+
+
+def test_spaces_and_a_byte_order_mark_are_no_part_of_what_is_meant(tmp_path: Path, items: Path) -> None:
+    path = tmp_path / "e.csv"
+    path.write_bytes(b"\xef\xbb\xbfuser_id,item_id,timestamp,value\r\n u ,a, 1700000000 ,\r\n\r\nv,b,1.7e9, 3\r\n")
+    assert [row[:2] for row in rows(read_data(path, items, None, RULES))] == [("u", "a"), ("v", "b")]
+
+
+def test_a_broken_gz_is_said_in_a_sentence(tmp_path: Path, items: Path) -> None:
+    path = tmp_path / "e.csv.gz"
+    path.write_bytes(gzip.compress(EVENTS.encode() * 50)[:60])
+    with pytest.raises(BadRequest, match=r"e\.csv\.gz"):
         read_data(path, items, None, RULES)
 
 
