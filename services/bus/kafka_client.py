@@ -190,7 +190,10 @@ class OwnershipMoved(Exception):
 
 
 def quieten() -> None:
-    """kafka-python's warnings and errors become lines of ours, each sentence once in 10 s; all else is dropped."""
+    """kafka-python's warnings and errors become lines of ours, each sentence once in 10 s; all else is dropped.
+
+    They are details (`info`): what an outage means is said once by whoever meets it, on the command line in a sentence.
+    """
     logger = logging.getLogger("kafka")
     if not any(isinstance(each, _ToStructlog) for each in logger.handlers):
         logger.addHandler(_ToStructlog())
@@ -215,7 +218,7 @@ class _ToStructlog(logging.Handler):
             return
         self._said[key] = now
         detail = str(record.exc_info[1]) if record.exc_info and record.exc_info[1] else None
-        log.warning("kafka_client", source=record.name, said=record.getMessage(), detail=detail)
+        log.info("kafka_client", source=record.name, said=record.getMessage(), detail=detail)
 
 
 def _refused(option: str, why: str) -> SettingsInvalid:
@@ -230,4 +233,5 @@ def _truth(text: str) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(": ")
+    name, text = type(error).__name__, str(error)
+    return text if name in text else f"{name}: {text}".rstrip(": ")

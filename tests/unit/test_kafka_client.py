@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -136,6 +138,16 @@ def test_kafka_pythons_warnings_become_lines_of_ours_once_in_a_while() -> None:
         except OwnershipMoved:
             logging.getLogger("kafka.test.listener").exception("the listener failed")
     assert [(line["event"], line["said"]) for line in logs] == [("kafka_client", "node 1 is gone")]
+
+
+def test_a_command_says_in_one_sentence_that_kafka_is_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "bus.kafka").touch()
+    settings = {"HOME": str(tmp_path), "BUS": "kafka", "KAFKA_SERVERS": "127.0.0.1:1", "KAFKA_DEADLINE_MS": "1500"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"FRESHRANK_{name}", value)
+    done = subprocess.run([sys.executable, "-m", "services.cli", "status"], capture_output=True, text=True, timeout=60)
+    said = "Kafka at 127.0.0.1:1 could not be reached: KafkaTimeoutError: Unable to bootstrap from ['127.0.0.1:1']"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"freshrank: {said}\n")
 
 
 def test_checksums_are_not_computed_in_python() -> None:
