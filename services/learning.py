@@ -12,7 +12,9 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from services.domain import EPOCH, BadRequest, Metric, Verdict
+import structlog
+
+from services.domain import EPOCH, BadRequest, FreshrankError, Metric, Verdict
 from services.items import ItemTable
 from services.memory import MemorySlateLog
 from services.patience import Patience, Stopped
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from services.evaluation.run import Report, Wanted
     from services.training.parity import Parity
     from services.training.parts import ReleaseParts
+
+log = structlog.get_logger()
 
 JUDGED_USERS_MAX = {"demo": 1500, "normal": 2500, "full": 10_000}
 """Users whose lists are asked for to judge a release: about 10 ms each."""
@@ -135,6 +139,9 @@ def run_scheduler(settings: Settings, stopped: Callable[[], bool]) -> None:
         try:
             schedule = Patience("scheduler", AWAY, threading.Event()).call(begin, stopped)
         except Stopped:
+            return
+        except FreshrankError as error:  # whatever else runs in this process ends over the same, and says so
+            log.error("no_schedule", error=str(error))
             return
         while not stopped():
             checks.look(time.monotonic())

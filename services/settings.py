@@ -17,6 +17,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -226,6 +227,8 @@ def load_settings(**overrides: object) -> Settings:
         settings = Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         raise SettingsInvalid("; ".join(_sentence(each) for each in error.errors())) from None
+    except SettingsError as error:  # it names the field alone: the text may be a password without its quotes
+        raise SettingsInvalid(f'{error}: it must be JSON, as {{"name": "value"}}') from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsInvalid(f"{toml_file()} cannot be read: {error}") from None
     unknown = sorted(

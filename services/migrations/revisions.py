@@ -107,7 +107,7 @@ def _standing(connection: Connection) -> Standing:
     if revision not in steps:
         raise SettingsInvalid(
             f"the database was made by a newer freshrank (revision {revision}; this program knows up to {HEAD}): "
-            f"install that one, or let it go back with `freshrank migrate down {HEAD}`"
+            f"install that one, or let that one bring it back with `freshrank migrate down --to {HEAD}`"
         )
     return Standing(revision, steps[steps.index(revision) + 1 :])
 

@@ -118,6 +118,7 @@ def test_a_database_of_a_newer_program_is_refused_in_one_sentence_and_left_alone
     for attempt in (lambda: reopened(engine), lambda: revisions.take_down(engine, revisions.BASE)):
         with pytest.raises(SettingsInvalid, match="made by a newer freshrank \\(revision 9999") as refused:
             attempt()
+        assert str(refused.value).endswith(f"`freshrank migrate down --to {revisions.HEAD}`")
         assert "\n" not in str(refused.value)
     assert tables(engine) == set(metadata.tables)
 

@@ -10,11 +10,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
+from structlog.testing import capture_logs
 
 from services.domain import BadRequest
+from services.learning import run_scheduler
+from services.migrations.revisions import VERSION_TABLE
 from services.postgresql import Waits, engine_of
+from services.settings import load_settings
+from services.tables import open_database
 from services.training.schedule import NICENESS, ChildCommand, RetrainSchedule, WhileRunning, start_child, stop_children
 
 TELL = "import os, sys, time; time.sleep(0.3); open(sys.argv[1], 'a').write(f'{os.nice(0)} {os.environ[\"OMP_NUM_THREADS\"]} {os.environ[\"WHERE\"]}\\n')"  # noqa: E501
@@ -29,6 +34,19 @@ def until(holds: Callable[[], bool], wait_s: float = 20.0) -> None:
 
 def child(told: Path) -> ChildCommand:
     return ChildCommand((sys.executable, "-c", TELL, str(told)), {"WHERE": "here"}, threads=1)
+
+
+def test_over_a_database_that_it_may_not_use_the_scheduler_ends_with_a_line_in_the_log(tmp_path: Path) -> None:
+    """Nobody waits for its thread: what it raised would be a traceback among the lines."""
+    database = open_database(tmp_path / "meta.db")
+    with database.begin() as connection:
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+    database.dispose()
+    with capture_logs() as logs:
+        run_scheduler(load_settings(home=tmp_path), lambda: True)
+    assert [(line["event"], line["error"][:41]) for line in logs] == [
+        ("no_schedule", "the database was made by a newer freshran")
+    ]
 
 
 def test_a_run_is_a_process_of_its_own_niced_with_a_thread_limit(engine: Engine, tmp_path: Path) -> None:

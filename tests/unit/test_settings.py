@@ -42,6 +42,7 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_default(tmp_pa
         ({"FRESHRANK_EFFORT": "huge"}, "effort='huge'"),
         ({"FRESHRANK_BUS_PARTITIONS": "0"}, "bus_partitions='0'"),
         ({"FRESHRANK_PORT": "1"}, "FRESHRANK_PORT"),
+        ({"FRESHRANK_KAFKA_SECURITY": "hunter2"}, '"kafka_security" from .* it must be JSON, as {"name": "value"}'),
     ],
 )
 def test_a_bad_setting_is_refused_with_its_name_and_value(given: dict[str, str], said: str) -> None:
