@@ -16,8 +16,9 @@ from services.demo.films import DATA, HISTORY, Cast, Rating, choose, read_films,
 from services.demo.plots import Progress, WorldPlot, choose_in
 from services.demo.showing import curl_lines, moved, side_by_side
 from services.demo.stage import MemoryWatch
-from services.demo.story import lags, quality_of
+from services.demo.story import quality_of
 from services.demo.world import WorldSize, make_world
+from services.lag import lags_of
 from services.memory import MemoryBus
 from services.wire import decode_event, decode_item
 
@@ -76,7 +77,7 @@ def test_the_world_is_poured_whole_in_the_order_of_time() -> None:
 def test_lag_is_what_a_group_has_not_committed_of_its_own_topics() -> None:
     bus, plot = MemoryBus(2, lambda: NOW), WorldPlot(0.05, seed=1)
     poured = plot.pour(bus.sink(), NOW, no_bars)
-    assert lags(bus.view()) == {
+    assert lags_of(bus.view()) == {
         "features": poured.events,
         "trends": poured.events,
         "archive": poured.events + poured.items,
