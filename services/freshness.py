@@ -25,7 +25,7 @@ PARTS: tuple[Part, ...] = ("row", "card", "stats", "vector")
 Origin = Literal["live", "history"]
 LIVE = timedelta(minutes=10)
 """What came into the log within ten minutes of its happening is live; the rest (an import, a phone back from a week
-without network, a mended message) is history: measured beside it, never judged."""
+without network, a message mended later) is history: measured beside it, never judged."""
 LIVE_US = LIVE // MICROSECOND
 SLOT_US = 10 * SECOND_US
 STEP = 1.1

@@ -127,6 +127,7 @@ class TrendsConsumer:
         self._owned: dict[Partition, _Owned] = {}
         self._by_place: dict[tuple[str, int], _Owned] = {}
         self._users = Users()
+        self._log_ids: dict[str, str] = {}
         self._buffer = _Buffer()
         self._closed = 0
         self._flushed_us = 0
@@ -137,12 +138,12 @@ class TrendsConsumer:
         """Load the state of the gained partitions and read on from where it ends. Their users may have met others."""
         self._source = source
         self._users.forget_stored()
-        log_ids = {topic: self._log_id(topic) for topic in {partition.topic for partition in gained}}
+        self._log_ids |= {topic: self._log_id(topic) for topic in {partition.topic for partition in gained}}
         with self._engine.begin() as connection:
             stored = store.stored_partitions(connection)
             self._closed = next_number(connection, "trends_closed_hour", 0)
             for partition in gained:
-                log_id, before = log_ids[partition.topic], stored.get(partition)
+                log_id, before = self._log_ids[partition.topic], stored.get(partition)
                 self._owned[partition] = _owned(connection, partition, before, log_id, self._settings)
         self._by_place = {(p.topic, p.number): owned for p, owned in self._owned.items()}
         source.seek({p: o.next_offset for p in gained if (o := self._owned[p]).next_offset > 0})
@@ -282,9 +283,11 @@ class TrendsConsumer:
             state = store.PartitionState(max(owned.until_us, owned.newest_us, caught_up_us), owned.newest_us)
             mine[partition] = store.Stored(owned.log_id, owned.next_offset, state)
         store.store_partitions(connection, mine)
-        everywhere = [each for p, each in {**stored, **mine}.items() if p.topic in self.topics]
-        closed = max(self._closed, min(each.state.until_us for each in everywhere) // HOUR_US - 1)
-        newest_us = max(each.state.newest_us for each in everywhere)
+        everywhere = {p: each for p, each in {**stored, **mine}.items() if p.topic in self.topics}
+        ids = self._log_ids  # what is stored of a former log nobody reads on: it would keep the hours open for ever
+        read = [e for p, e in everywhere.items() if p in mine or e.log_id == ids.get(p.topic, e.log_id)]
+        closed = max(self._closed, min(each.state.until_us for each in read) // HOUR_US - 1)
+        newest_us = max(each.state.newest_us for each in everywhere.values())
         before = next_number(connection, "trends_closed_hour", 0)
         next_number(connection, "trends_closed_hour", max(closed - before, 0))
         return _Progress(mine, before, max(closed, before), newest_us)

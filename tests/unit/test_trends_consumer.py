@@ -26,6 +26,7 @@ from services.domain import (
     KindRule,
     KindRules,
     Outgoing,
+    Partition,
     Pick,
     Reason,
     Slate,
@@ -383,6 +384,20 @@ def test_a_recreated_log_is_read_from_its_start_and_adds_to_what_is_known(world:
 def slate(number: int, user: str | None, *item_ids: str) -> Slate:
     picks = tuple(Pick(i, rank, 1.0, "faiss", Reason("for_you", (), "")) for rank, i in enumerate(item_ids))
     return Slate(f"r{number}", user, None, 0, 0, picks, (), (), START)
+
+
+def test_hours_close_although_a_log_before_this_one_had_more_partitions(world: World) -> None:
+    gone = store.Stored("the log before", 7, store.PartitionState(to_us(START), to_us(START)))
+    with world.engine.begin() as connection:
+        store.store_partitions(connection, {Partition(TOPIC_EVENTS, 9): gone})
+    import_all(world, [click(0, "u", "a", START), click(1, "u", "b", START + timedelta(hours=2))])
+    world.clock[0] += timedelta(minutes=2)
+    source, owner = world.bus.source("trends", consumer_topics(world)), world.consumer()
+    run(source, owner)
+    assert {(item_id, at_us) for item_id, at_us in world.rows} == {
+        ("a", to_us(START) + HOUR_US),
+        ("b", to_us(START) + 3 * HOUR_US),
+    }
 
 
 @pytest.mark.parametrize(("counted_from", "expected"), [("slates", 2.0), ("clients", 1.0), ("none", 0.0)])
