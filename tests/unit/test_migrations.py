@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, event, insert, inspect, select, text
 
-from services.domain import BadRequest, SettingsInvalid
+from services.archive.rejected import SqlQuarantine
+from services.domain import BadRequest, Coordinate, SettingsInvalid
 from services.migrations import revisions
 from services.postgresql import open_postgresql
+from services.quarantine import Rejected
 from services.tables import erasures, metadata, open_database, rejected, sqlite_engine
 
 kept = {
@@ -80,6 +83,20 @@ def test_every_step_goes_down_and_up_again_with_what_is_in_the_tables(engine: En
     with engine.connect() as connection:
         (row,) = connection.execute(select(rejected.c["value", "reason", "size", "offset"])).all()
     assert tuple(row) == (b"{!", "not_json", 2, 7)
+
+
+def test_a_full_quarantine_has_room_again_after_a_way_down_and_up(engine: Engine) -> None:
+    """What its entries count against the bound is not known below; it must not count twice, or for ever."""
+    entries = [
+        Rejected(Coordinate("log", "t", 0, n), "not_json", "why", b"x" * 197, datetime.now(UTC), None, 197)
+        for n in range(30)
+    ]  # 300 + 197 + 3 bytes each
+    quarantine = SqlQuarantine(engine, bytes_max=10_000)
+    quarantine.add(entries[:20])
+    revisions.take_down(engine, "0001")
+    revisions.bring_up(engine)
+    quarantine.add(entries[20:])  # 5,000 bytes over the bound: emptied to nine tenths
+    assert [entry.rejected.coordinate.offset for entry in quarantine.list(100)] == list(range(12, 30))
 
 
 def test_down_to_the_base_and_up_again(engine: Engine) -> None:

@@ -27,12 +27,16 @@ def columns() -> tuple[sa.Column[Any], ...]:
 
 
 def upgrade() -> None:
-    """Homes from before revisions may have the columns; entries kept whole are as large as their bytes."""
+    """Homes from before revisions may have the columns; entries kept whole are as large as their bytes. What is held in
+    all is counted anew: a count from before a way down would never shrink, and new entries would have no room."""
     known = {column["name"] for column in sa.inspect(op.get_bind()).get_columns("rejected")}
     for column in columns():
         if column.name not in known:
             op.add_column("rejected", column)
     op.execute("UPDATE rejected SET size = length(value) WHERE size = 0")
+    op.execute("UPDATE rejected SET held = 300 + length(value) + length(detail) WHERE held = 0")
+    op.execute("DELETE FROM counters WHERE name = 'rejected_bytes'")
+    op.execute("INSERT INTO counters (name, value) SELECT 'rejected_bytes', coalesce(sum(held), 0) FROM rejected")
 
 
 def downgrade() -> None:
