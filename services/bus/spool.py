@@ -14,7 +14,7 @@ from services import intake, wire
 from services.breaker import Bounded
 from services.bus.embedded import EmbeddedBus
 from services.consume import consume
-from services.domain import TOPIC_EVENTS, Batch, Coordinate, Outgoing, Partition, StageUnavailable
+from services.domain import TOPIC_EVENTS, Batch, Coordinate, Outgoing, Partition, SettingsInvalid, StageUnavailable
 from services.patience import Patience, PatientConsumer, PatientSource, Stopped
 from services.ports import EventSink, EventSource
 from services.telemetry import EVENTS_SPOOLED, SPOOLED
@@ -105,7 +105,7 @@ class Spool:
         if not self._away:
             try:
                 return Taken(self._within(lambda: self._sink.publish(messages)), 0)
-            except StageUnavailable as error:
+            except (StageUnavailable, SettingsInvalid) as error:  # refused, too: rights may come back, the event not
                 reason = str(error)
                 self._away = True
                 log.warning("log_away", error=reason)

@@ -16,7 +16,7 @@ import pytest
 from services import intake, wire
 from services.bus.embedded import EmbeddedBus
 from services.bus.spool import Spool
-from services.domain import TOPIC_EVENTS, Coordinate, Event, Outgoing, StageUnavailable
+from services.domain import TOPIC_EVENTS, Coordinate, Event, Outgoing, SettingsInvalid, StageUnavailable
 from services.memory import MemoryBus
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -40,6 +40,7 @@ class Log(MemoryBus):
     def __init__(self) -> None:
         super().__init__(2, lambda: NOW + timedelta(hours=1))
         self.away = False
+        self.refuses = False
         self.hangs = threading.Event()
         self.hangs.set()
         self.calls = 0
@@ -52,6 +53,8 @@ class Log(MemoryBus):
         if self.breaks:
             self.broken += 1
             raise ZeroDivisionError
+        if self.refuses:
+            raise SettingsInvalid("the log refuses to take messages: not authorised")
         if self.away:
             raise StageUnavailable("the log is away")
         return super().publish(messages)
@@ -98,6 +101,17 @@ def test_while_the_log_answers_nothing_is_spooled(world: World) -> None:
     taken = spool.take([click(1), click(2)])
     assert (len(taken.coordinates), taken.spooled, len(taken)) == (2, 0, 2)
     assert spool.waiting() == 0
+
+
+def test_what_a_log_refuses_that_took_events_before_waits_until_it_takes_them_again(world: World) -> None:
+    """As Kafka does when rights are changed, or not loaded yet after its start."""
+    spool = world.open()
+    spool.take([click(0)])
+    world.log.refuses = True
+    assert [spool.take([click(n)]).spooled for n in range(1, 4)] == [1] * 3
+    world.log.refuses = False
+    eventually(lambda: world.log.ids() == [f"e{n:04}" for n in range(4)])
+    eventually(lambda: spool.waiting() == 0)
 
 
 def test_what_comes_while_the_log_is_away_follows_it_in_its_order_as_accepted_then(world: World) -> None:
