@@ -183,7 +183,7 @@ spool = Spool(EmbeddedBus(Path(sys.argv[1]), 1, 500, 0, now=lambda: now), Away()
 spool.start()
 for n in range(20):
     spool.take([wire.encode_event(Event(f"e{n:04}", "ann", "i", "click", now, now))])
-    print("took", n, flush=True)
+    print("took", n, file=sys.stderr, flush=True)  # the log's lines go to stdout, from another thread
 os.kill(os.getpid(), 9)
 """
 
@@ -192,7 +192,7 @@ def test_what_was_answered_survives_a_kill(world: World) -> None:
     told = subprocess.run(
         [sys.executable, "-c", KILLED, str(world.path)], capture_output=True, text=True, cwd=ROOT, check=False
     )
-    answered = [line for line in told.stdout.splitlines() if line.startswith("took")]
+    answered = [line for line in told.stderr.splitlines() if line.startswith("took")]
     assert (told.returncode, answered) == (-9, [f"took {n}" for n in range(20)]), told.stderr
     spool = world.open()
     eventually(lambda: spool.waiting() == 0)
