@@ -62,11 +62,13 @@ def evaluate(settings: Settings, progress: Progress = unwatched) -> tuple[Metric
 
 def evaluate_files(settings: Settings, wanted: Wanted, progress: Progress = unwatched) -> Report:
     """Models and baselines on plain files: nothing of an instance is opened or written."""
+    from services.evaluation.impressions import evaluate_impressions
     from services.evaluation.run import Means
-    from services.evaluation.run import evaluate as run
+    from services.evaluation.run import evaluate as ranked
 
     s = settings
-    means = Means(_unrecorded, s.effort, s.text_encoder, s.device, s.train_threads, s.text_batch_max)
+    means = Means(unrecorded, s.effort, s.text_encoder, s.device, s.train_threads, s.text_batch_max)
+    run = evaluate_impressions if wanted.impressions else ranked
     return run(wanted, s.kind_rules(), means, progress)
 
 
@@ -83,7 +85,7 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
         events=lambda until: columns_of_arrow(home.archive.events_table(EPOCH, until), rules),
         history=home.history,
         items_at=ItemsAtCut(home.items, home.history),
-        stages_for=_unrecorded,
+        stages_for=unrecorded,
         load=lambda info: load_release(info, s.device),
         served=lambda since_us, until_us, chosen: lists_between(home.archive, rules, since_us, until_us, chosen),
     )
@@ -94,7 +96,7 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
     return ReleaseParts(sources, choices, progress)
 
 
-def _unrecorded(release: ModelRelease, items: ItemTable, features: FeatureStore) -> Stages:
+def unrecorded(release: ModelRelease, items: ItemTable, features: FeatureStore) -> Stages:
     """What serving answers with, but nothing is kept of the answers."""
     return build_stages(release, items, features, MemorySlateLog(0))[0]
 

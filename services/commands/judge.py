@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,8 +29,9 @@ def register(app: typer.Typer) -> None:
 def evaluate(  # noqa: PLR0913
     context: typer.Context,
     protocol: Annotated[
-        str, typer.Option(help="Cases: temporal (all frozen at a cut), leave-one-out, or targets (a file of them).")
-    ] = "temporal",
+        str | None,
+        typer.Option(help="Cases: temporal (the default: frozen at a cut), leave-one-out, targets."),
+    ] = None,
     events: Annotated[
         Path | None, typer.Option(help="Events: user_id,item_id,timestamp[,kind,value]; csv (also gz) or parquet.")
     ] = None,
@@ -37,6 +39,10 @@ def evaluate(  # noqa: PLR0913
         Path | None, typer.Option(help="Items: item_id,title[,text,categories,published_at]; categories a|b.")
     ] = None,
     targets: Annotated[Path | None, typer.Option(help="For targets: user_id,item_id[,timestamp].")] = None,
+    impressions: Annotated[
+        Path | None,
+        typer.Option(help="Judge shown lists instead: impression_id,user_id,timestamp,item_id,clicked."),
+    ] = None,
     cut: Annotated[
         str | None,
         typer.Option(help="For temporal: a share of the time span (0.8 if not given) or a time."),
@@ -65,17 +71,20 @@ def evaluate(  # noqa: PLR0913
     """
     from services.domain import BadRequest
 
-    if protocol not in PROTOCOLS:
+    if protocol is not None and protocol not in PROTOCOLS:
         raise BadRequest(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    if impressions is not None:
+        needless = {"--protocol": protocol, "--targets": targets, "--cut": cut, "--seen": seen, "--at": at,
+                    "--history-min": history_min}  # fmt: skip
+        _refuse(needless, "does not go with --impressions FILE")
     if events is None:
         of_files = {
-            "--items": items, "--targets": targets, "--cut": cut, "--seen": seen, "--history-min": history_min,
+            "--items": items, "--impressions": impressions,
+            "--targets": targets, "--cut": cut, "--seen": seen, "--history-min": history_min,
             "--models": models, "--against": against, "--seeds": seeds, "--at": at, "--out": out,
         }  # fmt: skip
-        for name, value in of_files.items():
-            if value is not None:
-                raise BadRequest(f"{name} goes with --events FILE, which is not given")
-        _live(context, protocol, as_json)
+        _refuse(of_files, "goes with --events FILE, which is not given")
+        _live(context, protocol or "temporal", as_json)
         return
     if items is None or out is None:
         missing = "--items FILE" if items is None else "--out DIR"
@@ -84,8 +93,8 @@ def evaluate(  # noqa: PLR0913
 
     named = tuple(each.strip() for each in (models or MODELS).split(","))
     wanted = Wanted(
-        events, items, protocol, named, targets, cut, _seen(seen),  # type: ignore[arg-type]
-        _depths(at or "10,20,200"), seeds or 3, history_min=history_min, against=against,
+        events, items, protocol or "temporal", named, targets, cut, _seen(seen),  # type: ignore[arg-type]
+        _depths(at or "10,20,200"), seeds or 3, history_min=history_min, against=against, impressions=impressions,
     )  # fmt: skip
     _files(context, wanted, out, as_json)
 
@@ -137,6 +146,15 @@ def _print(report: Report, paths: tuple[Path, ...]) -> None:
     if rows:
         table("\nall: differences with their paired 95 % intervals", header, rows)
     sys.stdout.write(f"Written: {', '.join(map(str, paths))}\n")
+
+
+def _refuse(given: Mapping[str, object], why: str) -> None:
+    """Raises BadRequest that names the first option that was given."""
+    from services.domain import BadRequest
+
+    for name, value in given.items():
+        if value is not None:
+            raise BadRequest(f"{name} {why}")
 
 
 def _seen(given: str | None) -> str:

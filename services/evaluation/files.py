@@ -1,4 +1,4 @@
-"""The files that an evaluation reads: events, items and targets, as csv (also gz) or parquet."""
+"""The files that an evaluation reads: events, items, targets and impressions, as csv (also gz) or parquet."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "kind", "value")
+IMPRESSION_COLUMNS = ("impression_id", "user_id", "timestamp", "item_id", "clicked")
 DEFAULT_KIND = "click"
 """What an event is where the file has no column `kind`: positive, whatever its value."""
 MS_FROM = 1e11
@@ -51,6 +52,16 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Impression:
+    """One list that was shown: its items in the order of their lines, and which were clicked."""
+
+    user_id: str
+    time_us: int
+    item_ids: tuple[str, ...]
+    clicked: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Data:
     """What was read. `events` are in time order; equal times stand as they stood in the file. Its `item_ids` are the
     whole catalogue, in the order of their ids: every item of the three files, with events or without."""
@@ -58,18 +69,25 @@ class Data:
     events: EventColumns
     items: tuple[Item, ...]
     targets: tuple[Target, ...]
+    impressions: tuple[Impression, ...] = ()
 
 
 class _Suspect(Exception):
     """Something in a file is wrong; where, the row by row reading says."""
 
 
-def read_data(events: Path, items: Path, targets: Path | None, rules: KindRules) -> Data:
+def read_data(
+    events: Path, items: Path, targets: Path | None, rules: KindRules, impressions: Path | None = None
+) -> Data:
     """Read all files. Raises BadRequest with file, line and column of the first mistake."""
     known = read_items(items)
     wanted = read_targets(targets) if targets else ()
+    shown = read_impressions(impressions) if impressions else ()
     table = _event_table(events)
-    return Data(_columns(table, known, wanted, rules), known, wanted)
+    users = [*(each.user_id for each in wanted), *(each.user_id for each in shown)]
+    more = [*(each.item_id for each in known), *(each.item_id for each in wanted)]
+    more += [item_id for each in shown for item_id in each.item_ids]
+    return Data(_columns(table, users, more, rules), known, wanted, shown)
 
 
 # ---------------------------------------------------------------------------------------- items and targets
@@ -102,6 +120,27 @@ def read_targets(path: Path) -> tuple[Target, ...]:
     if not found:
         raise BadRequest(f"{path} holds no target")
     return found
+
+
+def read_impressions(path: Path) -> tuple[Impression, ...]:
+    """The lists of a file `impression_id,user_id,timestamp,item_id,clicked`, a line per shown item, in the order of
+    their first lines."""
+    lists: dict[str, tuple[str, int, dict[str, bool]]] = {}
+    for row in _rows(path, IMPRESSION_COLUMNS):
+        key = _checked(path, row, "impression_id", lambda fields: id_text(fields, "impression_id"))
+        user_id, item_id = _checked(path, row, "user_id", _user_id), _checked(path, row, "item_id", _item_id)
+        time_us = _checked(path, row, "timestamp", _maybe_time_us)
+        if time_us is None:
+            _wrong(path, row.line, "timestamp", "is required")
+        known = lists.setdefault(key, (user_id, time_us, {}))
+        if known[0] != user_id or known[1] != time_us:
+            _wrong(path, row.line, "impression_id", f"{key!r} was shown to another user or at another time above")
+        if item_id in known[2]:
+            _wrong(path, row.line, "item_id", f"{item_id!r} stands in impression {key!r} already")
+        known[2][item_id] = _checked(path, row, "clicked", _clicked)
+    if not lists:
+        raise BadRequest(f"{path} holds no impression")
+    return tuple(Impression(user, at, tuple(of), tuple(of.values())) for user, at, of in lists.values())
 
 
 def _item(path: Path, row: Row) -> Item:
@@ -266,10 +305,10 @@ def _check_event(path: Path, row: Row) -> None:
         _checked(path, row, "value", lambda fields: number_of(fields["value"]))
 
 
-def _columns(table: pa.Table, items: tuple[Item, ...], targets: tuple[Target, ...], rules: KindRules) -> EventColumns:
+def _columns(table: pa.Table, more_users: Sequence[str], more_items: Sequence[str], rules: KindRules) -> EventColumns:
     """Ids sorted and coded, events in time order."""
-    users, user_codes = _coded(table["user_id"], [each.user_id for each in targets])
-    item_ids, item_codes = _coded(table["item_id"], [*(i.item_id for i in items), *(t.item_id for t in targets)])
+    users, user_codes = _coded(table["user_id"], more_users)
+    item_ids, item_codes = _coded(table["item_id"], more_items)
     kinds, kind_codes = _coded(table["kind"], [])
     weights = signed_weights(kinds, kind_codes, table["value"].to_numpy(), rules)
     occurred_us = table["occurred_us"].to_numpy()
@@ -311,6 +350,16 @@ def _checked(path: Path, row: Row, column: str, read: Callable[[Fields], T]) -> 
         return read(row.fields)
     except WireError as error:
         _wrong(path, row.line, column, error.detail)
+
+
+def _clicked(fields: Fields) -> bool:
+    given = fields.get("clicked")
+    text = str(given).strip().lower()
+    if text in ("1", "true", "1.0"):
+        return True
+    if text in ("0", "false", "0.0"):
+        return False
+    raise WireError("bad_clicked", f"must be 1 or 0, not {given!r}")
 
 
 def _user_id(fields: Fields) -> str:

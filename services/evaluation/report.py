@@ -43,15 +43,21 @@ def overview(report: Report, k: int, part: str) -> tuple[Row, list[Row]]:
     """What people read first: a row per model, the metrics of one part at one depth."""
     found = {(line.model, line.metric): line for line in report.lines if line.slice == part}
     named = [f"hr@{k}", f"ndcg@{k}", f"ndcg-debiased@{k}", "mrr", f"coverage@{k}", f"ild@{k}"]
+    if report.wanted.impressions:
+        named = ["auc", "gauc", "mrr", "ndcg@5", "ndcg@10", "ece", "pcoc", "brier", "f1"]
     shown = [name for name in named if any(name == metric for _, metric in found)]
     short = {f"ndcg-debiased@{k}": "debiased", f"coverage@{k}": "cover", f"ild@{k}": "ild"}
-    rows = [(m, *(f"{found[m, name].value:.4f}" for name in shown)) for m in dict.fromkeys(m for m, _ in found)]
+    rows: list[Row] = [
+        (model, *(f"{found[model, name].value:.4f}" if (model, name) in found else "" for name in shown))
+        for model in dict.fromkeys(model for model, _ in found)
+    ]
     return ("model", *(short.get(name, name) for name in shown)), rows
 
 
 def compared(report: Report, k: int, part: str) -> tuple[Row, list[Row]]:
     """Each model's NDCG less that of the one they are compared with, with the paired interval; no row without one."""
-    wanted = f"ndcg@{k} - {report.against}"
+    known = {line.metric for line in report.lines}
+    wanted = next((n for n in (f"ndcg@{k} - {report.against}", f"auc - {report.against}") if n in known), "difference")
     lines = [line for line in report.lines if (line.slice, line.metric) == (part, wanted)]
     rows: list[Row] = [(line.model, f"{line.value:+.4f}", f"{line.low:+.4f}", f"{line.high:+.4f}") for line in lines]
     return ("model", wanted, "low", "high"), rows
@@ -64,23 +70,28 @@ def parts_of(report: Report) -> dict[str, int]:
 
 def first_depth(report: Report) -> int:
     """The depth that people look at first."""
+    if report.wanted.impressions:
+        return 10
     return 10 if 10 in report.wanted.at else report.wanted.at[0]
 
 
 def page(report: Report) -> str:
     """The report as one HTML page that needs nothing else."""
     k = first_depth(report)
-    parts = [f"<h1>Evaluation: {escape(report.wanted.protocol)}</h1>", _facts(report.facts)]
+    kind = "shown lists" if report.wanted.impressions else report.wanted.protocol
+    parts = [f"<h1>Evaluation: {escape(kind)}</h1>", _facts(report.facts)]
     parts += ["<h2>How each model was set</h2>", _facts(report.settings)]
-    parts += ["<h2>All</h2>", _bars(report, f"ndcg@{k}", "all"), _bars(report, f"hr@{k}", "all"), _curve(report)]
+    parts += ["<h2>All</h2>", *(_bars(report, name, "all") for name in (f"ndcg@{k}", f"hr@{k}", "gauc", "auc"))]
+    parts.append(_curve(report))
     for part, users in parts_of(report).items():
         parts.append(f"<h2>{escape(part)}: {users:,} users</h2>")
-        parts += [_table(*overview(report, depth, part)) for depth in report.wanted.at]
+        depths = (k,) if report.wanted.impressions else report.wanted.at
+        parts += [_table(*overview(report, depth, part)) for depth in depths]
         parts.append(_table(*compared(report, k, part)))
         parts += [_bars(report, f"hr@{k}", part)] if part.startswith("cold") else []
     parts.append(
         "<p>Values are means over cases and seeds; bars end at the mean, thin lines are 95 % intervals of a bootstrap "
-        "over cases. Differences are paired: both models on the same resamples. The whole catalogue was ranked.</p>"
+        "over cases. Differences are paired: both models on the same resamples.</p>"
     )
     body = "\n".join(parts)
     return (
@@ -120,7 +131,7 @@ def _bars(report: Report, metric: str, part: str) -> str:
 def _curve(report: Report) -> str:
     """HR by depth, a line per model; empty with one depth."""
     depths = sorted(report.wanted.at)
-    if len(depths) < 2:
+    if len(depths) < 2 or report.wanted.impressions:
         return ""
     values = {(line.model, line.metric): line.value for line in report.lines if line.slice == "all"}
     models = list(dict.fromkeys(model for model, _ in values))

@@ -47,6 +47,7 @@ class Wanted:
     seeds: int = SEEDS
     history_min: int | None = None
     against: str | None = None
+    impressions: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,8 @@ def check(wanted: Wanted) -> None:
         raise BadRequest(f"--models names each model once, not {', '.join(wanted.models) or 'none'}")
     if wanted.against is not None and wanted.against not in wanted.models:
         raise BadRequest(f"--against {wanted.against} is none of --models")
+    if wanted.impressions is not None:
+        return
     if (wanted.protocol == "targets") != (wanted.targets is not None):
         raise BadRequest("--targets FILE goes with --protocol targets, and only with it")
     if wanted.cut is not None and wanted.protocol != "temporal":

@@ -15,7 +15,7 @@ from models.text import EncoderMissing, open_encoder
 from services.candidates.vectors import ItemVectors
 from services.catalogue.cards import card_text
 from services.domain import BadRequest, Interaction, ItemCard, Query, ReleaseInfo, UserState, from_us
-from services.evaluation.baselines import Scores
+from services.evaluation.baselines import Ranker, Scores
 from services.evaluation.cases import Cases
 from services.evaluation.files import Item
 from services.evaluation.ranking import NOBODY, Board, Ranked
@@ -53,16 +53,37 @@ class Trainer:
 
     def ranked(self, board: Board, models: Sequence[str], seed: int) -> Mapping[str, Ranked]:
         """One release, trained with a seed, and what each of `tower` and `pipeline` makes of the cases."""
-        release = self._fitted(seed)
+        release = self.fitted(seed)
         found: dict[str, Ranked] = {}
         if "tower" in models:
             text = f"ranking by tower {seed}"
-            found["tower"] = board.rank(_Tower(release, self._known, self._features), self._progress, text)
+            found["tower"] = board.rank(self.tower(release), self._progress, text)
         if "pipeline" in models:
             found["pipeline"] = self._by_pipeline(release, board.depth, seed)
         return found
 
-    def _fitted(self, seed: int) -> ModelRelease:
+    def tower(self, release: ModelRelease) -> Ranker:
+        """The tower of a release as a ranker of the whole catalogue."""
+        return _Tower(release, self._known, self._features)
+
+    def scores_among(self, release: ModelRelease, shown: Sequence[Sequence[str]], text: str) -> list[Scores]:
+        """What the pipeline scores the items of each case's own list, in the order of that list."""
+        found: list[Scores] = [np.zeros(0)] * len(self._cases)
+        done = 0
+        for moment, some in self._known.moments():
+            stages = self._means.stages_for(release, self._known.at(moment), self._features)
+            for case in some.tolist():
+                asked_at = from_us(int(self._cases.until_us[case]))
+                among = tuple(shown[case])
+                query = Query(f"case-{case}", str(case), len(among), asked_at, among=among, seen="keep", record=False)
+                by_item = {pick.item_id: pick.score for pick in recommend(query, stages).items}
+                found[case] = np.array([by_item[item_id] for item_id in among])
+            done += len(some)
+            self._progress(done, len(self._cases), text)
+        return found
+
+    def fitted(self, seed: int) -> ModelRelease:
+        """A release trained with a seed; nothing is saved."""
         means, train, known = self._means, self._cases.train, self._known
         sources = Sources(lambda _: train, self._history, lambda *_: known.at(known.end_us), means.stages_for, _nothing)
         choices = Choices(

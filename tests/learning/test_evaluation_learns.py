@@ -8,18 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training_world import RULES, rounds, stages_for
+from training_world import RULES, rounds
 
 from models.config import ModelConfig
 from services.evaluation.cases import Protocol
+from services.evaluation.impressions import evaluate_impressions
 from services.evaluation.run import Line, Means, Wanted, evaluate
+from services.learning import unrecorded
 
 TINY = replace(
     ModelConfig(effort="demo"), width=32, text_width=8, history=12, dropout=0.1, id_dropout=0.1, epochs_max=25,
     batch_targets=256, learning_rate=1e-2, warmup_steps=5, reranker_hidden=(32,), reranker_epochs_max=5,
     recency_half_life_days=1e6,
 )  # fmt: skip
-MEANS = Means(stages_for, "demo", "hashing", "cpu", 1, 64, TINY)
+MEANS = Means(unrecorded, "demo", "hashing", "cpu", 1, 64, TINY)
 Found = dict[tuple[str, str, str], Line]
 
 
@@ -67,3 +69,28 @@ def test_each_case_of_leave_one_out_is_asked_at_its_own_time(files: tuple[Path, 
     assert found["tower", "all", "hr@3"].value > 0.8
     assert found["pipeline", "all", "ndcg@10"].value > found["popularity:3d", "all", "ndcg@10"].value
     assert np.isfinite([line.value for line in found.values()]).all()
+
+
+def test_of_a_shown_list_the_next_in_the_round_scores_highest(files: tuple[Path, Path], tmp_path: Path) -> None:
+    # After its last click every user is shown the item that comes next, and two that stand elsewhere in the round.
+    e = rounds()
+    last = {e.user_ids[user]: n for n, user in enumerate(e.user_codes.tolist())}
+    lines = ["impression_id,user_id,timestamp,item_id,clicked"]
+    for user_id, n in last.items():
+        place, at = int(e.item_ids[e.item_codes[n]][1:]), int(e.occurred_us[n]) // 1_000_000 + 86_400
+        for step, clicked in ((12, 0), (1, 1), (20, 0)):
+            lines.append(f"{user_id},{user_id},{at},i{(place + step) % 36:02d},{clicked}")
+    shown = tmp_path / "shown.csv"
+    shown.write_text("\n".join(lines) + "\n")
+    models = ("popularity:3d", "tower", "pipeline")
+    wanted = Wanted(*files, "temporal", models, seeds=1, impressions=shown)
+    report = evaluate_impressions(wanted, RULES, MEANS, lambda *_: None)
+    found = {(line.model, line.metric): line.value for line in report.lines if line.slice == "all"}
+    assert found["tower", "gauc"] > 0.9
+    assert found["pipeline", "gauc"] > 0.9
+    assert found["pipeline", "auc"] > found["popularity:3d", "auc"]
+    assert found["pipeline", "f1"] > 0.5
+    assert {"ece", "pcoc", "brier", "accuracy", "precision", "recall"} <= {
+        m for model, m in found if model == "pipeline"
+    }
+    assert ("tower", "ece") not in found

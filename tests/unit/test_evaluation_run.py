@@ -93,6 +93,52 @@ def test_targets_of_a_file_are_judged_and_not_learned_from(files: tuple[str, ...
     assert lines["cold users", "hr@1"]["value"] == 0.0
 
 
+def test_shown_lists_are_judged_by_their_clicks(files: tuple[str, ...], tmp_path: Path) -> None:
+    # Asked on day 9: in the 7 days before it c to i were clicked 10 times each, y 3 times, a and b never.
+    at = START + 9 * DAY
+    rows = [
+        f"1,u0,{at},i,1",
+        f"1,u0,{at},y,0",
+        f"1,u0,{at},a,0",
+        f"2,new,{at},c,0",
+        f"2,new,{at},y,1",
+        f"3,u0,{at},a,0",
+    ]
+    (tmp_path / "s.csv").write_text("impression_id,user_id,timestamp,item_id,clicked\n" + "\n".join(rows) + "\n")
+    shown = ("--impressions", str(tmp_path / "s.csv"), "--models", "popularity:7d,popularity:1d")
+    told = json.loads(run(*files, *shown, "--against", "popularity:7d", "--json"))
+    lines = {(line["model"], line["slice"], line["metric"]): line for line in told["metrics"]}
+    assert set(told["metrics"][0]) == {"model", "slice", "metric", "value", "low", "high", "seeds", "users"}
+    assert lines["popularity:7d", "all", "gauc"]["value"] == 0.5  # 1 in the first list, 0 in the second
+    assert lines["popularity:7d", "all", "mrr"]["value"] == 0.75
+    assert lines["popularity:7d", "cold users", "mrr"]["value"] == 0.5
+    assert lines["popularity:7d", "all", "mrr"]["users"] == 2
+    # Clicked: i 10, y 3. Not: y 3, a 0, c 10, a 0. i wins 3 and ties 1; y wins 2 and ties 1.
+    assert lines["popularity:7d", "all", "auc"]["value"] == pytest.approx((3.5 + 2.5) / 8)
+    # Of the last day only i (10) and y (3) are left: in the second list y is above c.
+    assert lines["popularity:1d", "all", "mrr - popularity:7d"]["value"] == pytest.approx(0.25)
+    assert not any(line["metric"] == "ece" for line in told["metrics"])  # a count is no chance
+    assert "<svg" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_lists_of_one_item_are_judged_all_together(files: tuple[str, ...], tmp_path: Path) -> None:
+    at = START + 9 * DAY
+    rows = [f"1,u0,{at},i,1", f"2,new,{at},c,0", f"3,u1,{at},y,0"]
+    (tmp_path / "s.csv").write_text("impression_id,user_id,timestamp,item_id,clicked\n" + "\n".join(rows) + "\n")
+    told = json.loads(run(*files, "--impressions", str(tmp_path / "s.csv"), "--models", "popularity:7d", "--json"))
+    found = {line["metric"]: line["value"] for line in told["metrics"] if line["slice"] == "all"}
+    assert found == {"auc": 0.75}  # i ties with c and is above y
+
+
+def test_shown_lists_without_a_click_or_with_a_protocol_are_refused(files: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text(f"impression_id,user_id,timestamp,item_id,clicked\n1,u0,{START},i,0\n")
+    shown = ("--impressions", str(tmp_path / "s.csv"), "--models", "popularity")
+    with pytest.raises(BadRequest, match="no impression has a click"):
+        run(*files, *shown)
+    with pytest.raises(BadRequest, match="--protocol does not go with --impressions"):
+        run(*files, *shown, "--protocol", "temporal")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
