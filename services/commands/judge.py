@@ -18,6 +18,34 @@ if TYPE_CHECKING:
 PROTOCOLS = ("temporal", "leave-one-out", "targets")
 MODELS = "tower,pipeline,popularity,trending,itemknn,ease,last-click"
 
+Protocol = Annotated[
+    str | None, typer.Option(help="Cases: temporal (the default: frozen at a cut), leave-one-out, targets.")
+]
+Events = Annotated[
+    Path | None, typer.Option(help="Events: user_id,item_id,timestamp[,kind,value]; csv (also gz) or parquet.")
+]
+Items = Annotated[
+    Path | None, typer.Option(help="Items: item_id,title[,text,categories,published_at]; categories a|b.")
+]
+Targets = Annotated[Path | None, typer.Option(help="For targets: user_id,item_id[,timestamp].")]
+Impressions = Annotated[
+    Path | None, typer.Option(help="Judge shown lists instead: impression_id,user_id,timestamp,item_id,clicked.")
+]
+Cut = Annotated[str | None, typer.Option(help="For temporal: a share of the time span (0.8 if not given) or a time.")]
+Seen = Annotated[str | None, typer.Option(help="What a user has had: drop (if not given) or keep.")]
+HistoryMin = Annotated[
+    int | None, typer.Option(min=0, help="Events before it that a judged case has: 5, 1 or 0 by protocol.")
+]
+Models = Annotated[
+    str | None, typer.Option(help=f"Of {MODELS} (the default: all); tuned, or set: popularity:7d, ease:300.")
+]
+Against = Annotated[str | None, typer.Option(help="Whom the others are compared with; the best baseline if not given.")]
+Seeds = Annotated[
+    int | None, typer.Option(min=1, help="Trainings of tower and pipeline, 3 if not given; setting `effort` each.")
+]
+At = Annotated[str | None, typer.Option(help="Depths that are measured, 10,20,200 if not given.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for metrics.json, run.json and report.html.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -28,46 +56,26 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(  # noqa: PLR0913
     context: typer.Context,
-    protocol: Annotated[
-        str | None,
-        typer.Option(help="Cases: temporal (the default: frozen at a cut), leave-one-out, targets."),
-    ] = None,
-    events: Annotated[
-        Path | None, typer.Option(help="Events: user_id,item_id,timestamp[,kind,value]; csv (also gz) or parquet.")
-    ] = None,
-    items: Annotated[
-        Path | None, typer.Option(help="Items: item_id,title[,text,categories,published_at]; categories a|b.")
-    ] = None,
-    targets: Annotated[Path | None, typer.Option(help="For targets: user_id,item_id[,timestamp].")] = None,
-    impressions: Annotated[
-        Path | None,
-        typer.Option(help="Judge shown lists instead: impression_id,user_id,timestamp,item_id,clicked."),
-    ] = None,
-    cut: Annotated[
-        str | None,
-        typer.Option(help="For temporal: a share of the time span (0.8 if not given) or a time."),
-    ] = None,
-    seen: Annotated[str | None, typer.Option(help="What a user has had: drop (if not given) or keep.")] = None,
-    history_min: Annotated[
-        int | None, typer.Option(min=0, help="Events before it that a judged case has: 5, 1 or 0 by protocol.")
-    ] = None,
-    models: Annotated[
-        str | None, typer.Option(help=f"Of {MODELS} (the default: all); tuned, or set: popularity:7d, ease:300.")
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option(help="Whom the others are compared with; the best baseline if not given.")
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Trainings of tower and pipeline, 3 if not given; setting `effort` each.")
-    ] = None,
-    at: Annotated[str | None, typer.Option(help="Depths that are measured, 10,20,200 if not given.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json, run.json and report.html.")] = None,
+    protocol: Protocol = None,
+    events: Events = None,
+    items: Items = None,
+    targets: Targets = None,
+    impressions: Impressions = None,
+    cut: Cut = None,
+    seen: Seen = None,
+    history_min: HistoryMin = None,
+    models: Models = None,
+    against: Against = None,
+    seeds: Seeds = None,
+    at: At = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Measure models on files, or the live release.
 
     With --events: models on plain files, the whole catalogue ranked for every case; no instance is needed. Without: the
-    live release of the home on its newest events, beside windowed popularity and item-kNN.
+    live release of the home on its newest events, beside windowed popularity and item-kNN. What does not exist yet: the
+    protocol replay, and a choice of the tower's blocks and size.
     """
     from services.domain import BadRequest
 
