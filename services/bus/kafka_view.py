@@ -15,6 +15,8 @@ from services.bus.kafka_client import KafkaChoices, as_unavailable, open_client
 from services.domain import Partition, StageUnavailable
 
 Answer = TypeVar("Answer")
+MOVING = (errors.CoordinatorNotAvailableError, errors.NotCoordinatorError, errors.CoordinatorLoadInProgressError)
+MOVING_PAUSE_S = 0.1
 KNOWN_S = 2.0
 """How long what a topic is (its identity, its partitions) is taken as known."""
 
@@ -69,12 +71,20 @@ class KafkaView:
         return {self._here(place): each.offset for place, each in found.items() if each.offset >= 0}
 
     def stored(self, group: str) -> dict[Partition, int]:
-        """Every offset that the group has stored."""
+        """Every offset that the group has stored. A coordinator that is just being found (on a new broker the first
+        group makes Kafka's own topic for it) is asked again until the deadline."""
         name = self._choices.group_there(group)
-        try:
-            found = self._ask(f"say the offsets of {group}", lambda admin: admin.list_group_offsets(name))
-        except _NoGroup:
-            return {}
+        until = time.monotonic() + self._choices.deadline_ms / 1000
+        while True:
+            try:
+                found = self._ask(f"say the offsets of {group}", lambda admin: admin.list_group_offsets(name))
+                break
+            except _NoGroup:
+                return {}
+            except StageUnavailable as error:
+                if not isinstance(error.__cause__, MOVING) or time.monotonic() > until:
+                    raise
+                time.sleep(MOVING_PAUSE_S)
         return {self._here(place): each.offset for place, each in found[name].items() if each.offset >= 0}
 
     def subscribed(self, group: str) -> set[str]:

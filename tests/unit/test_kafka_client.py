@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, errors
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition, errors
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
@@ -25,8 +25,9 @@ from services.bus.kafka_client import (
     quieten,
 )
 from services.bus.kafka_topics import topic_settings
+from services.bus.kafka_view import KafkaView
 from services.cli import app
-from services.domain import BadRequest, SettingsInvalid, StageUnavailable
+from services.domain import BadRequest, Partition, SettingsInvalid, StageUnavailable
 from services.settings import load_settings
 
 SCRAM = {
@@ -149,6 +150,29 @@ def test_a_command_says_in_one_sentence_that_kafka_is_away(monkeypatch: pytest.M
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     said = "Kafka at 127.0.0.1:1 could not be reached: KafkaTimeoutError: Unable to bootstrap from ['127.0.0.1:1']"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"freshrank: {said}\n")
+
+
+class Settling:
+    """Stands for the client of a broker that has just begun to look after groups."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = [errors.CoordinatorNotAvailableError(), errors.CoordinatorLoadInProgressError()] * refusals
+
+    def list_group_offsets(self, group: str) -> dict[str, dict[object, object]]:
+        if self.refusals:
+            raise self.refusals.pop()
+        return {group: {TopicPartition("t", 0): OffsetAndMetadata(7, "", -1)}}
+
+
+def test_a_group_whose_coordinator_is_just_being_found_is_asked_again_for_a_while() -> None:
+    for refusals, deadline_ms in ((2, 6000), (1000, 300)):
+        view = KafkaView(KafkaChoices(("a:1",), deadline_ms=deadline_ms), ())
+        view._admin = Settling(refusals)
+        if refusals == 2:
+            assert view.stored("features") == {Partition("t", 0): 7}
+        else:
+            with pytest.raises(StageUnavailable, match=r"could not say the offsets of features: .*Coordinator"):
+                view.stored("features")
 
 
 def test_checksums_are_not_computed_in_python() -> None:
