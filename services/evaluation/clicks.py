@@ -92,7 +92,7 @@ def best_threshold(scores: Numbers, clicked: Flags, weights: Numbers) -> dict[st
 def _whole(scores: Numbers, chances: Numbers | None, clicked: Flags, weights: Numbers) -> Mapping[str, float]:
     found = {"auc": auc(scores, clicked, weights)}
     if chances is not None:
-        clicks = max(float((weights * clicked).sum()), 1e-12)
+        clicks = max(float((weights * clicked).sum()), 1.0)  # a resample may hold none
         found |= {
             "ece": calibration_error(chances, clicked, weights),
             "pcoc": float((weights * chances).sum()) / clicks,
