@@ -69,7 +69,7 @@ def append_part(
     with _write(draft, schema, fsync) as write:
         write(_cast(table, schema))
     reached("written")
-    with _locked(folder / ".lock"):
+    with locked(folder / ".lock"):
         os.rename(draft, folder / name)
         reached("renamed")
         known = read_manifest(folder)
@@ -131,7 +131,7 @@ def replace_parts(
             write(_cast(piece, schema))
     reached("written")
     merged = Part(name, level, rows)
-    with _locked(folder / ".lock"):
+    with locked(folder / ".lock"):
         os.rename(draft, folder / name)
         reached("renamed")
         known = read_manifest(folder)
@@ -158,7 +158,7 @@ def sweep(folder: Path, older_than_s: float = 600.0, now: Callable[[], float] = 
     if not folder.is_dir():
         return 0
     before = now() - older_than_s
-    with _locked(folder / ".lock"):
+    with locked(folder / ".lock"):
         known = read_manifest(folder)
         gone = {name for name, at in known.replaced if at <= before}
         kept = {part.name for part in known.parts} | {name for name, _ in known.replaced}
@@ -270,7 +270,7 @@ def _fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+def locked(path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     """Hold an exclusive flock on `path`; TimeoutError after `wait_s`."""
     until = time.monotonic() + wait_s
     with path.open("ab") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib
 import os
 import shutil
@@ -23,7 +22,7 @@ from sqlalchemy import Engine
 
 from feature_repo.stores.faults import StoreDown
 from feature_repo.stores.folding import fold_old
-from feature_repo.stores.parts_io import merge_due, merge_levels, sweep
+from feature_repo.stores.parts_io import locked, merge_due, merge_levels, sweep
 from services.domain import StageUnavailable, UserState, from_us
 from services.features.columns import (
     CREATED,
@@ -51,6 +50,8 @@ from services.signals import UserRows
 REPO = Path(__file__).parents[2] / "feature_repo"
 HISTORY_ROWS_MAX = 100_000
 REGISTRY_WAIT_MS = 15_000
+REGISTRY_LOCK_S = 60.0
+"""How long processes of a home that start together stand in line for its registry."""
 LOCK_NUMBER = 7_303_015
 """Names the registry's advisory lock in PostgreSQL."""
 METRICS_FOLDERS = ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR")
@@ -152,8 +153,7 @@ def _alone(home: Path, database: Engine | None) -> Iterator[None]:
         with alone(database, LOCK_NUMBER):
             yield
         return
-    with (home / ".registry.lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(home / ".registry.lock", REGISTRY_LOCK_S):
         yield
 
 
