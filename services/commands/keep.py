@@ -205,7 +205,7 @@ def _copy_database(path: Path, target: Path) -> None:
 
 def _copy_tables(settings: Settings, target: Path) -> None:
     """The metadata in PostgreSQL, at one moment, as an embedded database; Feast makes its registry again."""
-    from sqlalchemy import insert, select
+    from sqlalchemy import delete, insert, select
 
     from services import wiring
     from services.tables import metadata, open_database
@@ -215,6 +215,7 @@ def _copy_tables(settings: Settings, target: Path) -> None:
         snapshot = source.execution_options(isolation_level="REPEATABLE READ", stream_results=True)
         with snapshot.connect() as there, copy.begin() as here:
             for each in metadata.sorted_tables:
+                here.execute(delete(each))  # what the revisions put into a new database stands in the source, too
                 for rows in there.execute(select(each)).mappings().partitions(ROWS):
                     here.execute(insert(each), [dict(row) for row in rows])
     finally:
