@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -18,7 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.domain import SECOND_US, ItemCard, UserState, hash64, to_us
-from services.signals import CATEGORIES_MAX, COUNTS_WIDTH, HistoryBlock, ItemBlock, decayed, history_arrays
+from services.signals import (
+    CATEGORIES_MAX,
+    COUNTS_WIDTH,
+    TOGETHER_PER_START,
+    TOGETHER_STARTS,
+    HistoryBlock,
+    ItemBlock,
+    decayed,
+    history_arrays,
+)
 
 PartName = Literal["card", "stats", "covisits", "vector"]
 NEVER_US = 2**62
@@ -205,6 +215,21 @@ class ItemTable:
         """Items seen together with this one and how strongly, strongest first."""
         part = self._covisits.get(self._slots.get(item_id, 0))
         return tuple(zip(part.item_ids, part.weights, strict=True)) if part else ()
+
+    def together(self, user: UserState) -> dict[str, tuple[float, str]]:
+        """Where the co-visits of the user's newest positive items lead: how strongly in all, and from which of them
+        most strongly. What was taken last leads furthest."""
+        starts = dict.fromkeys(event.item_id for event in user.events if event.weight > 0)
+        found: dict[str, tuple[float, str]] = {}
+        strongest: dict[str, float] = {}
+        for place, start in enumerate(islice(starts, TOGETHER_STARTS)):
+            for item_id, weight in self.covisits(start)[:TOGETHER_PER_START]:
+                share = weight / (1 + place)
+                total, origin = found.get(item_id, (0.0, start))
+                if share > strongest.get(item_id, 0.0):
+                    strongest[item_id], origin = share, start
+                found[item_id] = (total + share, origin)
+        return found
 
     def servable(self, item_ids: Sequence[str], now_us: int) -> NDArray[np.bool_]:
         """Which items may be shown at `now_us`: available, not deleted, not expired, published.

@@ -53,6 +53,17 @@ CROSS_FEATURES = (
     "item_hours_since_in_history",
 )
 RANKING_FEATURES = USER_FEATURES + ITEM_FEATURES + CROSS_FEATURES
+"""What the feature store knows: joined again at a row's and a table's time they are the same."""
+
+SOURCE_FEATURES = ("taken_together",)
+MODEL_FEATURES = RANKING_FEATURES + SOURCE_FEATURES
+"""What a reranker is given: besides, how strongly co-visits of the user's newest items lead to a candidate. Co-visits
+of a past moment are not kept, so training works them out from the events before it, and parity leaves them out."""
+
+TOGETHER_STARTS = 10
+"""How many of the newest positive items of a history lead to co-visits."""
+TOGETHER_PER_START = 25
+"""How many of the strongest co-visits of each are looked at."""
 
 CLICK_RATE_PRIOR = (1.0, 20.0)
 """Beta prior of a click rate, as clicks and impressions: one click in twenty shown, until counts say otherwise."""
@@ -238,6 +249,12 @@ def ranking_features(history: HistoryBlock, items: ItemBlock, now_us: int) -> ND
     """All RANKING_FEATURES of one user with C candidates at `now_us`, float32 [C, len(RANKING_FEATURES)]."""
     user = np.broadcast_to(user_features(history, now_us), (len(items.item_hash), len(USER_FEATURES)))
     return np.concatenate([user, item_features(items, now_us), cross_features(history, items, now_us)], axis=1)
+
+
+def model_features(known: NDArray[np.float32], together: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The MODEL_FEATURES of candidates from their RANKING_FEATURES [..., F] and the strength that co-visits lead to
+    them with [...]; its square root, because the weak ones differ most."""
+    return np.concatenate([known, np.sqrt(together)[..., None]], axis=-1).astype(np.float32, copy=False)
 
 
 def history_arrays(user: UserState) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -18,12 +18,6 @@ from services.ports import CandidateSource
 
 Ranked = Sequence[tuple[str, float]]
 
-COVISIT_STARTS = 10
-"""How many of the newest positive items of a history lead to co-visits."""
-
-COVISITS_PER_START = 25
-"""How many of the strongest co-visits of each are looked at."""
-
 OVERFETCH_MAX = 1000
 """Most that an index is asked for beyond the limit, to make up for what is passed over."""
 
@@ -66,19 +60,10 @@ class CovisitSource:
         """CandidateSource."""
         if not _is_open(query):
             return ()
-        starts = list(dict.fromkeys(event.item_id for event in user.events if event.weight > 0))[:COVISIT_STARTS]
-        total: dict[str, float] = {}
-        strongest: dict[str, tuple[float, str]] = {}
-        for place, start in enumerate(starts):
-            for item_id, weight in self.items.covisits(start)[:COVISITS_PER_START]:
-                share = weight / (1 + place)  # what was taken last leads furthest
-                known = total.get(item_id)
-                total[item_id] = share if known is None else known + share
-                if known is None or share > strongest[item_id][0]:
-                    strongest[item_id] = (share, start)
-        best = sorted(total.items(), key=lambda found: (-found[1], found[0]))
+        found = self.items.together(user)
+        best = sorted(((i, strength) for i, (strength, _) in found.items()), key=lambda each: (-each[1], each[0]))
         kept = _kept(self.items, query, user, best, self.limit)
-        return tuple(Candidate(i, self.name, s, rank, strongest[i][1]) for rank, (i, s) in enumerate(kept))
+        return tuple(Candidate(i, self.name, s, rank, found[i][1]) for rank, (i, s) in enumerate(kept))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from services.archive.reading import BadRow, DataFile, Fields, Row, format_of, r
 from services.archive.recipes import item_fields
 from services.domain import BadRequest, KindRules, WireError, to_us
 from services.fields import check_id, id_text, number_of, parse_time
-from services.training.columns import EventColumns, signed_weights
+from services.training.columns import EventColumns, apart, signed_weights
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -311,7 +311,7 @@ def _columns(table: pa.Table, more_users: Sequence[str], more_items: Sequence[st
     item_ids, item_codes = _coded(table["item_id"], more_items)
     kinds, kind_codes = _coded(table["kind"], [])
     weights = signed_weights(kinds, kind_codes, table["value"].to_numpy(), rules)
-    occurred_us = table["occurred_us"].to_numpy()
+    occurred_us = apart(user_codes, table["occurred_us"].to_numpy())
     order = np.argsort(occurred_us, kind="stable")
     return EventColumns(
         users, item_ids, kinds, user_codes[order].astype(np.int32), item_codes[order].astype(np.int32),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from models.metrics import MISSING
 from models.text import EncoderMissing, open_encoder
 from services.candidates.vectors import ItemVectors
 from services.catalogue.cards import card_text
-from services.domain import BadRequest, Interaction, ItemCard, Query, ReleaseInfo, UserState, from_us
+from services.domain import HISTORY_MAX, BadRequest, Interaction, ItemCard, Query, ReleaseInfo, UserState, from_us
 from services.evaluation.baselines import Ranker, Scores
 from services.evaluation.cases import Cases
 from services.evaluation.files import Item
@@ -25,17 +26,25 @@ from services.memory import MemoryFeatureStore
 from services.ports import FeatureStore
 from services.recommend import recommend
 from services.training.cutoff import covisits
+from services.training.drift import FOREVER_DAYS
 from services.training.examples import corpus_of
 from services.training.gate import Slice
 from services.training.history import EventsHistory
-from services.training.parts import Choices, Examples, ReleaseParts, Sources
+from services.training.parts import Choices, Examples, ReleaseParts, Sources, config_for
+from services.training.plans import Plan, last_events, newest_rounds
 
 if TYPE_CHECKING:
+    from models.config import Effort, ModelConfig
     from models.release import ModelRelease
     from services.evaluation.run import Means
 
 TABLES_MAX = 24
 """Where cases are asked at many moments, the item counts are worked out for this many of them."""
+ALL_OVER_SHARE = 0.2
+"""Cases lie all over the time of a log when half of them have this share of its events behind them or more."""
+LONG_HISTORY = 200
+"""Events of a history that are read where no server has to keep them, once the data are worth the arithmetic."""
+LONG_FROM_EVENTS = 200_000
 UNKNOWN = -1e9
 """The score of an item that the tower has no vector of: below all that it has one of."""
 
@@ -47,9 +56,13 @@ class Trainer:
         self._cases = cases
         self._means = means
         self._progress = progress
-        self._history = EventsHistory(cases.train)
+        self._plan = plan_of(cases)
+        self._config = means.model or _config(cases, self._plan, means.effort)
+        length = max(HISTORY_MAX, self._config.history)
+        self._history = EventsHistory(cases.train, length)
         self._known = _Known(items, cases, means, self._history, progress)
-        self._features = MemoryFeatureStore({str(n): _row(cases, n, each) for n, each in enumerate(_of_users(cases))})
+        rows = {str(n): _row(cases, n, each, length) for n, each in enumerate(_of_users(cases))}
+        self._features = MemoryFeatureStore(rows)
 
     def ranked(self, board: Board, models: Sequence[str], seed: int) -> Mapping[str, Ranked]:
         """One release, trained with a seed, and what each of `tower` and `pipeline` makes of the cases."""
@@ -94,7 +107,8 @@ class Trainer:
             means.device,
             means.threads,
             cut_us=known.end_us,
-            model=means.model,
+            model=replace(self._config, seed=seed),
+            plan=self._plan,
         )
         nobody = np.zeros(0, dtype=np.int64)
         judged = Slice(known.end_us, known.end_us, nobody, nobody, np.zeros(0, dtype=np.bool_))
@@ -208,6 +222,20 @@ class _Tower:
         return self._at[1:]
 
 
+def plan_of(cases: Cases) -> Plan:
+    """What is learned from what: as the cases lie. Those at the end of a log want what is new to count for more."""
+    later = 1.0 - np.searchsorted(cases.train.occurred_us, cases.until_us) / max(len(cases.train), 1)
+    return last_events if float(np.median(later)) >= ALL_OVER_SHARE else newest_rounds
+
+
+def _config(cases: Cases, plan: Plan, effort: Effort) -> ModelConfig:
+    config = config_for(cases.train, effort, seed=1)
+    if plan is newest_rounds:
+        return config
+    length = LONG_HISTORY if len(cases.train) >= LONG_FROM_EVENTS else config.history
+    return replace(config, recency_half_life_days=FOREVER_DAYS, history=length)
+
+
 def _embedded(items: Sequence[Item], means: Means, progress: Progress) -> dict[str, VectorPart]:
     """The text vectors of the items that have a text."""
     try:
@@ -237,7 +265,7 @@ def _of_users(cases: Cases) -> list[NDArray[np.int64]]:
     return [order[first : first + size] for first, size in zip(starts, cases.history.tolist(), strict=True)]
 
 
-def _row(cases: Cases, case: int, places: NDArray[np.int64]) -> UserState:
+def _row(cases: Cases, case: int, places: NDArray[np.int64], length: int) -> UserState:
     """The row that the fold makes of these events; an event's key is its place, so equal times keep their order."""
     events = cases.train
     return fold(
@@ -249,6 +277,7 @@ def _row(cases: Cases, case: int, places: NDArray[np.int64]) -> UserState:
             )
             for n in places.tolist()
         ),
+        length,
     )  # fmt: skip
 
 

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from models.batches import History
 from services.domain import SECOND_US, Candidate, Query, UserState, to_us
 from services.items import ItemTable
-from services.signals import Known, Scores, ranking_features
+from services.signals import Known, Scores, model_features, ranking_features
 
 Vectors = NDArray[np.float32]
 
 SOURCE_WEIGHTS = {"given": 2.0, "related": 2.0, "covisits": 1.5, "faiss": 1.2, "trending": 1.0, "new": 0.4}
 RANK_SMOOTHING = 10.0
+NOT_TOGETHER = (0.0, "")
 
 
 class RankingModel(Protocol):
@@ -72,9 +73,12 @@ class AttentionScorer:
         features = ranking_features(self.items.history(user), block, now_us)
         reading = self.vectors.reading(query, user)
         vectors = self.vectors.of(item_ids)
+        found = self.items.together(user)
+        together = np.fromiter((found.get(i, NOT_TOGETHER)[0] for i in item_ids), np.float32, len(item_ids))
         scores = self.release.rerank(
-            reading.history, now_us // SECOND_US, vectors, features, vectors @ reading.user_vector
-        )
+            reading.history, now_us // SECOND_US, vectors, model_features(features, together),
+            vectors @ reading.user_vector,
+        )  # fmt: skip
         assert bool(np.isfinite(scores).all()), f"{self.name} gave a score that is no number"
         from_history = query.record and query.user_id is not None and not query.recent  # a row that can be joined again
         written = features.astype("<f4", copy=False).tobytes() if from_history else b""

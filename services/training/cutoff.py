@@ -24,7 +24,10 @@ from services.ports import FeatureHistory
 from services.training.columns import EventColumns
 
 COVISIT_LAGS = 5
-COVISIT_HALF_LIFE_US = 14 * DAY_US
+COVISIT_HALF_LIFE_US = 30 * DAY_US
+COVISIT_GAP_HALF_LIFE_US = 7 * DAY_US
+COVISIT_SHRINK = 10.0
+"""Co-visits as the trends consumer keeps them: these four are its constants."""
 COVISITS_PER_ITEM = 50
 
 
@@ -59,42 +62,62 @@ class ItemsAtCut:
 
 
 def covisits(before: EventColumns, cut_us: int) -> dict[str, CovisitsPart]:
-    """Items that stood within COVISIT_LAGS positive events of each other in a user's history, strongest first."""
-    rows, columns, weights = covisit_pairs(before, cut_us)
+    """What servers would have been told of items taken together by the events before the cut, strongest first."""
+    rows, columns, cosines = together_pairs(before, cut_us)
     together: dict[str, CovisitsPart] = {}
     changes = np.concatenate([[True], rows[1:] != rows[:-1], [True]]) if len(rows) else np.zeros(0, dtype=np.bool_)
     for start, stop in pairwise(np.flatnonzero(changes).tolist()):
         names = [before.item_ids[code] for code in columns[start:stop].tolist()]
-        together[before.item_ids[int(rows[start])]] = CovisitsPart(names, weights[start:stop].tolist())
+        together[before.item_ids[int(rows[start])]] = CovisitsPart(names, cosines[start:stop].tolist())
     return together
 
 
-def covisit_pairs(
-    before: EventColumns,
-    cut_us: int,
-    lags: int = COVISIT_LAGS,
-    half_life_us: float = COVISIT_HALF_LIFE_US,
-    per_item: int = COVISITS_PER_ITEM,
+def together_pairs(
+    before: EventColumns, cut_us: int, per_item: int = COVISITS_PER_ITEM
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Item codes, co-visited item codes and their decayed weights, by item and then strongest first."""
+    """Item codes, the items taken together with them and the shrunk cosines of the pairs, by item and then strongest
+    first: a pair's weight over both items' weight with anything. Weights are those of the live co-visits."""
+    rows, columns, weights = _pairs(before, cut_us, COVISIT_LAGS, COVISIT_HALF_LIFE_US, COVISIT_GAP_HALF_LIFE_US)
+    totals = np.bincount(rows, weights=weights, minlength=len(before.item_ids)) + COVISIT_SHRINK
+    return _strongest(rows, columns, weights / np.sqrt(totals[rows] * totals[columns]), per_item)
+
+
+def covisit_pairs(
+    before: EventColumns, cut_us: int, lags: int, half_life_us: float, per_item: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Item codes, co-visited item codes and how often they stood within `lags` positive events of each other, decayed,
+    by item and then strongest first."""
+    return _strongest(*_pairs(before, cut_us, lags, half_life_us, np.inf), per_item)
+
+
+def _pairs(
+    before: EventColumns, cut_us: int, lags: int, half_life_us: float, gap_half_life_us: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     liked = before.keep(before.positive)
     order = np.lexsort((liked.occurred_us, liked.user_codes))
     users, items, times = liked.user_codes[order], liked.item_codes[order].astype(np.int64), liked.occurred_us[order]
-    size = len(before.item_ids)
+    size = max(len(before.item_ids), 1)
     keys, strengths = [], []
     for lag in range(1, lags + 1):
         one, other = items[:-lag], items[lag:]
         real = (users[:-lag] == users[lag:]) & (one != other)
-        strength = np.exp2(-(cut_us - times[lag:][real]) / half_life_us)
-        keys += [one[real] * size + other[real], other[real] * size + one[real]]
+        one, other, later = one[real], other[real], times[lag:][real]
+        gap_us = later - times[:-lag][real]
+        strength = np.exp2(-(cut_us - later) / half_life_us - gap_us / gap_half_life_us)
+        keys += [one * size + other, other * size + one]
         strengths += [strength, strength]
     pairs, place = np.unique(np.concatenate(keys), return_inverse=True)
     weights = np.bincount(place, weights=np.concatenate(strengths), minlength=len(pairs)).astype(np.float64)
-    rows, columns = pairs // max(size, 1), pairs % max(size, 1)
+    return pairs // size, pairs % size, weights
+
+
+def _strongest(
+    rows: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[np.float64], per_item: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """The strongest `per_item` of each row, ties to the lower column."""
     order = np.lexsort((columns, -weights, rows))
     rows, columns, weights = rows[order], columns[order], weights[order]
-    starts = np.searchsorted(rows, rows, side="left")
-    kept = np.arange(len(rows)) - starts < per_item
+    kept = np.arange(len(rows)) - np.searchsorted(rows, rows, side="left") < per_item
     return rows[kept], columns[kept], weights[kept]
 
 

@@ -19,7 +19,7 @@ from models.vocabulary import Vocabulary
 from services.domain import DAY_US, HOUR_US, SECOND_US
 from services.items import ItemTable
 from services.ports import FeatureHistory
-from services.signals import RANKING_FEATURES, HistoryBlock, ItemBlock, UserRows, ranking_features
+from services.signals import RANKING_FEATURES, HistoryBlock, ItemBlock, UserRows, model_features, ranking_features
 from services.training.columns import EventColumns
 
 ITEMS_ASKED_AT_ONCE = 200_000
@@ -76,6 +76,20 @@ class RequestRows:
             users.kinds, users.occurred_us[events], users.weight[events],
         )  # fmt: skip
         return RequestRows(self.prefixes.take(places), some)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The candidates of R requests: `rows` int64 [R, C], 0 for padding; the tower's `score` of them and how strongly
+    co-visits of the user's newest items lead to them, `together`, float32 [R, C]."""
+
+    rows: NDArray[np.int64]
+    score: NDArray[np.float32]
+    together: NDArray[np.float32]
+
+    def take(self, places: NDArray[np.int64]) -> Candidates:
+        """Those of some requests."""
+        return Candidates(self.rows[places], self.score[places], self.together[places])
 
 
 def corpus_of(before: EventColumns, items: ItemTable) -> Corpus:
@@ -199,13 +213,12 @@ def ranking_examples(
     history: FeatureHistory,
     requests: Requests,
     known: RequestRows,
-    candidate_rows: NDArray[np.int64],
-    retrieval_score: NDArray[np.float32],
+    candidates: Candidates,
 ) -> RankingExamples:
-    """The requests with candidates `candidate_rows` int64 [R, C] (0: padding) and every ranking feature of each."""
-    labels = (candidate_rows == requests.target_rows[:, None]) & (candidate_rows > 0)
-    counts = counts_of(corpus, history, requests, candidate_rows)
-    return examples_of(corpus, items, known, requests.asked_us, candidate_rows, labels, retrieval_score, counts)
+    """The requests with their candidates and every feature of each."""
+    labels = (candidates.rows == requests.target_rows[:, None]) & (candidates.rows > 0)
+    counts = counts_of(corpus, history, requests, candidates.rows)
+    return examples_of(corpus, items, known, requests.asked_us, candidates, labels, counts)
 
 
 def examples_of(
@@ -213,17 +226,16 @@ def examples_of(
     items: ItemTable,
     known: RequestRows,
     asked_us: NDArray[np.int64],
-    candidate_rows: NDArray[np.int64],
+    candidates: Candidates,
     labels: NDArray[Any],
-    retrieval_score: NDArray[np.float32],
     counts: Counted,
 ) -> RankingExamples:
-    """R requests asked at `asked_us` with candidates [R, C], their labels, scores and counts."""
+    """R requests asked at `asked_us` with their candidates [R, C], labels and counts."""
     prefixes = known.prefixes
-    features = feature_tensor(corpus, items, known.users, asked_us, candidate_rows, counts)
+    features = feature_tensor(corpus, items, known.users, asked_us, candidates.rows, counts)
     return RankingExamples(
-        prefixes.rows, prefixes.actions, prefixes.times_s, prefixes.now_s, candidate_rows.astype(np.int32), features,
-        retrieval_score.astype(np.float32), labels.astype(np.float32),
+        prefixes.rows, prefixes.actions, prefixes.times_s, prefixes.now_s, candidates.rows.astype(np.int32),
+        model_features(features, candidates.together), candidates.score.astype(np.float32), labels.astype(np.float32),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The feature history computed from events in memory: the point-in-time answers for a file that no store has seen.
 
-It keeps the promises of `FeatureHistory`: rows hold the newest HISTORY_MAX positive and negative events up to the time
+It keeps the promises of `FeatureHistory`: rows hold the newest `events_max` positive and negative events up to the time
 asked, item counts are stamped at the end of their hour.
 """
 
@@ -23,10 +23,11 @@ IMPRESSION_KIND = "impression"
 class EventsHistory:
     """A FeatureHistory over the events of one log."""
 
-    def __init__(self, events: EventColumns) -> None:
+    def __init__(self, events: EventColumns, events_max: int = HISTORY_MAX) -> None:
         kept = np.flatnonzero(events.weight != 0)
         order = kept[np.lexsort((events.occurred_us[kept], events.user_codes[kept]))]
         self._events = events
+        self._events_max = events_max
         self._order = order
         self._times = events.occurred_us[order]
         self._user_offsets = np.searchsorted(events.user_codes[order], np.arange(len(events.user_ids) + 1))
@@ -43,7 +44,7 @@ class EventsHistory:
             if code is not None:
                 first, last = self._user_offsets[code : code + 2]
                 ends[place] = first + np.searchsorted(self._times[first:last], time_us, side="right")
-                starts[place] = max(first, ends[place] - HISTORY_MAX)
+                starts[place] = max(first, ends[place] - self._events_max)
         lengths = ends - starts
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)

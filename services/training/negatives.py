@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from models.batches import Prefixes
 from services.domain import DAY_US, HOUR_US
 from services.items import ItemTable
-from services.training.columns import EventColumns
-from services.training.cutoff import covisit_pairs
-from services.training.examples import Corpus, RequestRows, Requests
+from services.training.examples import Candidates, Corpus, RequestRows, Requests
+from services.training.together import Together, strength_of
 
 TowerScores = Callable[[Prefixes], NDArray[np.float32]]
 """Scores of every row of the vocabulary for B histories: [B, V]."""
 
 TREND_STEP_US = HOUR_US
-COVISIT_STEP_US = 7 * DAY_US
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,6 @@ class Pools:
     tower: int = 150
     trending: int = 30
     covisits: int = 40
-    covisit_starts: int = 10
     newest: int = 20
     drawn: int = 36
     uniform: int = 0
@@ -50,15 +47,17 @@ def draw_candidates(
     scores_of: TowerScores,
     pools: Pools,
     seed: int,
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
-    """Rows [R, 1 + drawn + uniform] with the target first and 0 where there was nothing left to draw, the tower's
-    scores of them, and whether the target stood in the pool [R]. Requests must be in time order."""
+) -> tuple[Candidates, NDArray[np.bool_]]:
+    """Candidates [R, 1 + drawn + uniform] with the target first and row 0 where there was nothing left to draw, and
+    whether the target stood in the pool [R]. Requests must be in time order."""
     rng = np.random.default_rng(seed)
     width = 1 + pools.drawn + pools.uniform
     rows = np.zeros((len(requests), width), dtype=np.int64)
     score = np.zeros((len(requests), width), dtype=np.float32)
+    strength = np.zeros((len(requests), width), dtype=np.float32)
     reached = np.zeros(len(requests), dtype=np.bool_)
-    trends, together = Trends(corpus, pools.trending), _Covisits(corpus)
+    trends, together = Trends(corpus, pools.trending), Together(corpus)
+    starts = together.starts(known.users)
     newest = _Newest(corpus, items, pools.newest)
     taken = _Taken(corpus)
     for start in range(0, len(requests), pools.batch):
@@ -69,11 +68,11 @@ def draw_candidates(
             mask = np.ones(len(corpus.vocabulary), dtype=np.bool_)
             mask[taken.of(int(requests.user_codes[place]), now_us)] = False
             mask[0] = False
-            starts = known.prefixes.rows[place][::-1][: pools.covisit_starts]
+            led, how = together.of(starts[place], now_us)
             pool = np.concatenate([
                 _best(scores[n], mask, pools.tower),
                 trends.at(now_us),
-                together.of(starts[starts > 0], now_us, pools.covisits),
+                led[np.argsort(-how, kind="stable")[: pools.covisits]],
                 newest.at(now_us),
             ])  # fmt: skip
             pool = np.unique(pool[mask[pool]])
@@ -81,7 +80,8 @@ def draw_candidates(
             chosen = _drawn(rng, pool, target, pools, mask)
             rows[place, 0], score[place, 0] = target, scores[n, target]
             rows[place, 1 : 1 + len(chosen)], score[place, 1 : 1 + len(chosen)] = chosen, scores[n, chosen]
-    return rows, score, reached
+            strength[place] = strength_of(rows[place], led, how)
+    return Candidates(rows, score, strength), reached
 
 
 def _drawn(
@@ -135,37 +135,6 @@ class Trends:
         self._hour_us = hour_us
 
 
-class _Covisits:
-    """Rows that stand together with some rows, worked out anew every COVISIT_STEP_US from what came before."""
-
-    def __init__(self, corpus: Corpus) -> None:
-        self._corpus = corpus
-        self._until_us = 0
-        self._offsets = np.zeros(len(corpus.vocabulary) + 1, dtype=np.int64)
-        self._others = np.zeros(0, dtype=np.int64)
-        self._weights = np.zeros(0, dtype=np.float64)
-
-    def of(self, starts: NDArray[np.int32], now_us: int, limit: int) -> NDArray[np.int64]:
-        if now_us >= self._until_us + COVISIT_STEP_US:
-            self._work_out(now_us)
-        found = [np.arange(self._offsets[row], self._offsets[row + 1]) for row in starts.tolist()]
-        if not found:
-            return np.zeros(0, dtype=np.int64)
-        places = np.concatenate(found)
-        others, inverse = np.unique(self._others[places], return_inverse=True)
-        strength = np.bincount(inverse, weights=self._weights[places], minlength=len(others))
-        best: NDArray[np.int64] = others[np.argsort(-strength, kind="stable")[:limit]]
-        return best
-
-    def _work_out(self, now_us: int) -> None:
-        self._until_us = now_us
-        rows = self._corpus.rows
-        ones, others, weights = covisit_pairs(_until(self._corpus.events, now_us), now_us)
-        order = np.argsort(rows[ones], kind="stable")
-        self._others, self._weights = rows[others][order], weights[order]
-        self._offsets = np.searchsorted(rows[ones][order], np.arange(len(self._corpus.vocabulary) + 1))
-
-
 class _Newest:
     """The rows published last before a time."""
 
@@ -195,7 +164,3 @@ class _Taken:
         first, last = self._offsets[user_code : user_code + 2]
         last = first + np.searchsorted(self._times[first:last], now_us)
         return self._rows[first:last]
-
-
-def _until(events: EventColumns, now_us: int) -> EventColumns:
-    return events.before(now_us)

@@ -1,17 +1,9 @@
-"""The parts of a training run: how examples are built, fitted, judged and stored.
-
-Time, oldest first:   [ tower ............ | ranking requests ..... | judged slice ]
-                                         newest                    cut
-
-The tower is fitted on what lies before `newest`. Then it goes through the newest events in a few rounds: it
-scores the requests of a round before it learns from them, so its scores are as honest and as fresh there as they will
-be in serving; the reranker learns from all rounds. What lies after the cut is seen by neither.
-"""
+"""The parts of a training run: how examples are built, fitted, judged and stored. What is learned from what: plans."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,15 +14,16 @@ from numpy.typing import NDArray
 
 from models.batches import Prefixes, Progress, RankingExamples
 from models.config import Effort, ModelConfig
-from models.fit import FittedTower, assemble, continue_tower, fit_reranker, fit_tower
+from models.fit import FittedTower, assemble, fit_reranker
 from models.release import ModelRelease, ReleaseDamaged
-from services.domain import SECOND_US, BadRequest, Metric, ReleaseInfo, ReleaseInvalid, Verdict, from_us, to_us
+from services.domain import BadRequest, Metric, ReleaseInfo, ReleaseInvalid, Verdict, from_us, to_us
 from services.items import ItemTable
 from services.ports import LIVE_ITEMS_KEPT, FeatureHistory
 from services.retrain import TrainingParts
-from services.signals import RANKING_FEATURES
+from services.signals import MODEL_FEATURES
 from services.training.columns import EventColumns
 from services.training.cutoff import FrozenRows, rows_at
+from services.training.drift import target_half_life_days
 from services.training.evaluate import (
     StagesFor,
     faults_of,
@@ -44,14 +37,12 @@ from services.training.examples import (
     Corpus,
     Requests,
     corpus_of,
-    held_out_after,
-    joined_examples,
     ranking_examples,
-    requests_between,
     rows_of_requests,
 )
 from services.training.gate import Gate, Slice, choose_cut, decide, slice_after
 from services.training.negatives import Pools, TowerScores, draw_candidates
+from services.training.plans import Plan, newest_rounds
 from services.training.schedule import spare_cores
 from services.training.served import Learned, ServedLists, ServedRules, learned_from, list_examples, nothing_served
 
@@ -62,10 +53,6 @@ log = structlog.get_logger()
 
 FEATURE_SERVICE = "ranking_v1"
 REQUESTS_MIN = 50
-REQUESTS_MAX: dict[Effort, int] = {"demo": 20_000, "normal": 40_000, "full": 100_000}
-NEWEST_SHARE = 0.2
-ROUNDS = 3
-LAST_EPOCHS = 2
 LOGITS_MAX = 20_000_000
 
 
@@ -86,7 +73,8 @@ class Sources:
 @dataclass(frozen=True, slots=True)
 class Choices:
     """How a run is to be done. `threads` 0: all cores but one. `cut_us` fixes the cut (for evaluation); None: the gate
-    chooses. `model`: its hyper-parameters; None: the defaults for the size of the data."""
+    chooses. `model`: its hyper-parameters; None: the defaults for the size and the drift of the data. `plan`: what is
+    learned from what; None: `newest_rounds`."""
 
     effort: Effort
     seed: int
@@ -98,6 +86,7 @@ class Choices:
     cut_us: int | None = None
     model: ModelConfig | None = None
     served: ServedRules = field(default_factory=ServedRules)
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,17 +128,10 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         """TrainingParts."""
         self._set_threads()
         corpus, choices = examples.corpus, self._choices
-        by_size = ModelConfig.for_data(len(corpus.events), len(corpus.vocabulary), choices.effort, choices.seed)
-        config = choices.model or by_size
-        newest_us = _newest_from(corpus, REQUESTS_MAX[choices.effort])
-        held_out = held_out_after(corpus, newest_us, config.history, config.held_out_max, choices.seed)
-        older = corpus.sequences.before(newest_us // SECOND_US)
-        tower = fit_tower(
-            older, corpus.vocabulary, corpus.text_vectors, config, self._progress, held_out, choices.device
-        )
-        ranking, newest_tower, learned = self._rounds(examples, tower, newest_us)
-        reranker = fit_reranker(tower, ranking, config, self._progress)
-        tower = newest_tower
+        config = choices.model or config_for(corpus.events, choices.effort, choices.seed)
+        planned = (choices.plan or newest_rounds)(self, examples, config)
+        ranking, tower, learned = planned.ranking, planned.tower, planned.learned
+        reranker = fit_reranker(planned.scoring, ranking, config, self._progress)
         notes = {
             "ranking_requests": float(len(ranking)),
             "tower_epochs": float(tower.epochs),
@@ -161,7 +143,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         log.info("training_fitted", **notes)
         release_id = f"r{examples.now:%Y%m%d-%H%M%S}-{examples.now.microsecond:06d}"
         return assemble(
-            release_id, tower, reranker, RANKING_FEATURES, FEATURE_SERVICE, choices.text_encoder,
+            release_id, tower, reranker, MODEL_FEATURES, FEATURE_SERVICE, choices.text_encoder,
             examples.judged.cut_us, notes,
         )  # fmt: skip
 
@@ -208,37 +190,22 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         examples = Examples(now, corpus_of(before, items), judged, items)
         return self.judge(self._sources.load(release), None, examples).metrics
 
-    def _rounds(
-        self, examples: Examples, tower: FittedTower, newest_us: int
-    ) -> tuple[RankingExamples, FittedTower, Learned]:
-        """Ranking examples from `newest_us` to the cut, the tower after it has learned from all of it, and how many
-        examples came from where."""
-        corpus, choices = examples.corpus, self._choices
-        requests = requests_between(
-            corpus, newest_us, examples.judged.cut_us, REQUESTS_MAX[choices.effort], choices.seed
-        )
-        if len(requests) < ROUNDS:
-            raise BadRequest("hardly anybody took anything new lately: there is nothing to learn ranking from")
-        since_us = max(newest_us, to_us(examples.now - LIVE_ITEMS_KEPT))
-        lists = self._sources.served(since_us, examples.judged.cut_us, choices.served)
-        learned = Learned(lists, choices.served.lists_min)
-        made = []
-        asked_before_us = newest_us
-        for number, places in enumerate(np.array_split(np.arange(len(requests)), ROUNDS)):
-            sampled = self._ranking_examples(examples, tower, requests.take(places))
-            made.append(sampled)
-            learned.sampled += len(sampled)
-            until_us = max(int(requests.asked_us[places[-1]]), newest_us)
-            last = number == ROUNDS - 1
-            if learned.enough:
-                asked = (lists.asked_us >= asked_before_us) & (last | (lists.asked_us < until_us))
-                made += self._list_examples(examples, tower, lists.take(np.flatnonzero(asked)), learned)
-            asked_before_us = until_us
-            newer = corpus.sequences if last else corpus.sequences.before(until_us // SECOND_US)
-            tower = continue_tower(tower, newer, LAST_EPOCHS if last else 1, self._progress)
-        return joined_examples(made), tower, learned
+    @property
+    def choices(self) -> Choices:
+        """How the run is to be done."""
+        return self._choices
 
-    def _list_examples(
+    @property
+    def progress(self) -> Progress:
+        """Where steps are told."""
+        return self._progress
+
+    def lists_since(self, since_us: int, examples: Examples) -> ServedLists:
+        """The lists served from a time to the cut that can be joined exactly."""
+        since_us = max(since_us, to_us(examples.now - LIVE_ITEMS_KEPT))
+        return self._sources.served(since_us, examples.judged.cut_us, self._choices.served)
+
+    def list_examples(
         self, examples: Examples, tower: FittedTower, lists: ServedLists, learned: Learned
     ) -> list[RankingExamples]:
         """The lists that can be learned from, as examples; counted in `learned`."""
@@ -249,21 +216,21 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         learned.took(made, left_out)
         return [made] if len(made) else []
 
-    def _ranking_examples(self, examples: Examples, tower: FittedTower, requests: Requests) -> RankingExamples:
+    def ranking_examples(self, examples: Examples, tower: FittedTower, requests: Requests) -> RankingExamples:
         corpus, choices = examples.corpus, self._choices
         self._progress(0, 3, "ranking requests")
         known = rows_of_requests(corpus, self._sources.history, requests, tower.config.history)
         self._progress(1, 3, "candidates of the requests")
         pools = Pools(batch=max(1, min(256, LOGITS_MAX // len(corpus.vocabulary))))
-        rows, score, reached = draw_candidates(
+        drawn, reached = draw_candidates(
             corpus, examples.items, requests, known, _scores_of(tower), pools, choices.seed
         )
         self._progress(2, 3, "features of the candidates, point-in-time")
         log.info("training_requests", requests=len(requests), reached=round(float(reached.mean()), 4))
         if np.count_nonzero(reached) >= REQUESTS_MIN:
             places = np.flatnonzero(reached)
-            requests, known, rows, score = requests.take(places), known.take(places), rows[places], score[places]
-        made = ranking_examples(corpus, examples.items, self._sources.history, requests, known, rows, score)
+            requests, known, drawn = requests.take(places), known.take(places), drawn.take(places)
+        made = ranking_examples(corpus, examples.items, self._sources.history, requests, known, drawn)
         self._progress(3, 3, "ranking examples made")
         return made
 
@@ -291,11 +258,11 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         torch.set_num_threads(self._choices.threads or spare_cores())
 
 
-def _newest_from(corpus: Corpus, requests_max: int) -> int:
-    """Where the ranking requests begin: the newest fifth of the events, or less when that is more than enough."""
-    times = corpus.events.occurred_us
-    wanted = min(int(len(times) * NEWEST_SHARE), 3 * requests_max)
-    return int(times[max(0, len(times) - 1 - wanted)])
+def config_for(events: EventColumns, effort: Effort, seed: int) -> ModelConfig:
+    """The hyper-parameters for the size of the data, and for how fast what is liked passes in it."""
+    items = len(np.unique(events.item_codes[events.weight != 0]))
+    by_size = ModelConfig.for_data(len(events), items, effort, seed)
+    return replace(by_size, recency_half_life_days=target_half_life_days(events))
 
 
 def _scores_of(tower: FittedTower) -> TowerScores:

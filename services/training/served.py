@@ -21,7 +21,8 @@ from services.domain import DAY_US, SECOND_US, KindRules, Slate, from_us, to_us
 from services.items import ItemTable
 from services.ports import FeatureHistory
 from services.signals import COUNTS_WIDTH
-from services.training.examples import Corpus, RequestRows, examples_of, rows_known
+from services.training.examples import Candidates, Corpus, RequestRows, examples_of, rows_known
+from services.training.together import Together, strength_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -180,8 +181,8 @@ def list_examples(
     kept = np.flatnonzero(same_row & compared)
     lists, known, rows, labels = lists.take(kept), known.take(kept), rows[kept], labels[kept]
     counts = _counts_as_of(corpus, history, lists, rows)
-    score = _scores(known, rows, scores_of)
-    return examples_of(corpus, items, known, lists.asked_us, rows, labels, score, counts), +left_out
+    candidates = Candidates(rows, _scores(known, rows, scores_of), _together(corpus, known, lists, rows))
+    return examples_of(corpus, items, known, lists.asked_us, candidates, labels, counts), +left_out
 
 
 class Learned:
@@ -283,6 +284,16 @@ def _counts_as_of(
     counts, stamps, _ = history.live_items_at(wanted, times[keys // len(corpus.vocabulary)])
     place = place.reshape(rows.shape)
     return counts[place].reshape(*rows.shape, COUNTS_WIDTH), stamps[place]
+
+
+def _together(corpus: Corpus, known: RequestRows, lists: ServedLists, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """How strongly co-visits lead to each candidate [R, C], as of its list."""
+    found = np.zeros(rows.shape, dtype=np.float32)
+    together = Together(corpus)
+    starts = together.starts(known.users)
+    for place in np.argsort(lists.asked_us, kind="stable").tolist():
+        found[place] = strength_of(rows[place], *together.of(starts[place], int(lists.asked_us[place])))
+    return found
 
 
 def _scores(known: RequestRows, rows: NDArray[np.int64], scores_of: TowerScores) -> NDArray[np.float32]:

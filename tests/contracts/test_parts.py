@@ -19,7 +19,7 @@ from services.candidates.vectors import ItemVectors
 from services.domain import UserState
 from services.ports import CandidateSource, Filter, Scorer
 from services.ranking.scorers import AttentionScorer, RetrievalOrderScorer
-from services.signals import RANKING_FEATURES
+from services.signals import MODEL_FEATURES
 
 EVERYTHING = ("s1", "s2", "s3", "s4", "l1", "l2", "l3", "l4", "gone", "cold", "plain", "never heard of")
 STRANGER = UserState("zoe")
@@ -37,7 +37,7 @@ def tiny_release() -> ModelRelease:
     sequences = Sequences.of_events(users, rows, actions, positive, times)
     text = np.concatenate([np.zeros((1, 3)), rng.normal(size=(8, 3))]).astype(np.float32)
     tower = fit_tower(sequences, vocabulary, text, config, device="cpu")
-    width = len(RANKING_FEATURES)
+    width = len(MODEL_FEATURES)
     examples = RankingExamples(
         rng.integers(1, 9, (20, 8)).astype(np.int32), np.ones((20, 8), np.int16),
         np.full((20, 8), 1_700_000_000, np.int64), np.full(20, 1_700_000_900, np.int64),
@@ -45,7 +45,7 @@ def tiny_release() -> ModelRelease:
         rng.normal(size=(20, 5)).astype(np.float32), np.eye(5, dtype=np.float32)[rng.integers(0, 5, 20)],
     )  # fmt: skip
     reranker = fit_reranker(tower, examples, config)
-    return assemble("tiny", tower, reranker, RANKING_FEATURES, "ranking_v1", "hand", 0, {})
+    return assemble("tiny", tower, reranker, MODEL_FEATURES, "ranking_v1", "hand", 0, {})
 
 
 def a_history(release: object) -> ItemVectors:

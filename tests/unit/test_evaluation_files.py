@@ -54,6 +54,17 @@ def test_events_come_in_time_order_and_equal_times_in_the_order_of_the_file(tmp_
         ("u2", "a", "click", 1_700_000_002_000, 1.0),
     ]
     assert data.events.item_ids == ("a", "b", "c", "z")  # the catalogue: with events or without
+    # What one user did at one time stands a microsecond apart: whoever is asked before the second knows the first.
+    assert (data.events.occurred_us % 1000).tolist() == [0, 0, 0, 1]
+
+
+def test_equal_times_of_different_users_stay_equal(tmp_path: Path, items: Path) -> None:
+    text = "user_id,item_id,timestamp\nu1,b,1700000002\nu2,b,1700000002\nu1,z,1700000002\nu1,a,1700000002\n"
+    data = read_data(written(tmp_path / "e.csv", text), items, None, RULES)
+    found = [
+        (user, item, int(at % 1000)) for (user, item, *_), at in zip(rows(data), data.events.occurred_us, strict=True)
+    ]
+    assert found == [("u1", "b", 0), ("u2", "b", 0), ("u1", "z", 1), ("u1", "a", 2)]
 
 
 def test_kind_and_value_decide_whether_an_event_is_positive(tmp_path: Path, items: Path) -> None:

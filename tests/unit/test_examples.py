@@ -10,10 +10,11 @@ from training_world import RULES, START_US, columns, item_table, unrelated
 from models.batches import Prefixes
 from services.domain import DAY_US, HOUR_US
 from services.ports import FeatureHistory
-from services.signals import RANKING_FEATURES, UserRows, item_features, ranking_features
+from services.signals import MODEL_FEATURES, RANKING_FEATURES, UserRows, item_features, ranking_features
 from services.training.columns import EventColumns, columns_of_rows
 from services.training.cutoff import covisits
 from services.training.examples import (
+    Candidates,
     Corpus,
     RequestRows,
     Requests,
@@ -135,8 +136,9 @@ def test_features_are_those_that_serving_would_have_worked_out_at_that_time() ->
         [events.user_ids[u] for u in requests.user_codes], requests.asked_us
     ))  # fmt: skip
     candidates = np.array([[3, 0, 7]] * 5)
-    examples = ranking_examples(corpus, items, history, requests, known, candidates, np.zeros((5, 3), np.float32))
-    assert examples.features.shape == (5, 3, len(RANKING_FEATURES))
+    none = np.zeros((5, 3), np.float32)
+    examples = ranking_examples(corpus, items, history, requests, known, Candidates(candidates, none, none))
+    assert examples.features.shape == (5, 3, len(MODEL_FEATURES))
     assert not examples.features[:, 1].any()  # padding
     for n in range(5):
         before = events.before(int(requests.asked_us[n]) + 1)
@@ -156,11 +158,12 @@ def test_features_are_those_that_serving_would_have_worked_out_at_that_time() ->
 def test_candidates_hold_the_target_once_and_nothing_that_the_user_had_taken_before() -> None:
     events = unrelated()
     corpus, requests, known = made(events, EventsHistory(events))
-    rows, score, reached = draw_candidates(
+    candidates, reached = draw_candidates(
         corpus, item_table(events), requests, known, lambda p: flat(p, len(corpus.vocabulary)), Pools(tower=5), 1
     )
+    rows = candidates.rows
     assert (rows[:, 0] == requests.target_rows).all()
-    assert score.shape == rows.shape
+    assert candidates.score.shape == candidates.together.shape == rows.shape
     assert 0.0 < reached.mean() < 1.0
     for n in range(len(requests)):
         drawn = rows[n][rows[n] > 0].tolist()
@@ -175,7 +178,7 @@ def test_candidates_follow_the_seed() -> None:
     drawn = [
         draw_candidates(
             corpus, item_table(events), requests, known, lambda p: flat(p, len(corpus.vocabulary)), Pools(), seed
-        )[0]
+        )[0].rows
         for seed in (1, 1, 2)
     ]
     assert (drawn[0] == drawn[1]).all()
