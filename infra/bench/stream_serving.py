@@ -39,7 +39,11 @@ def api(servers: Servers, work: Path, seconds: float) -> Iterator[Figure]:
     """The API of a whole instance: its consumers work beside it, as they do in life."""
     with place(servers, work) as here, _running(here.home) as (_, port):
         ingest(port, CLIENTS, min(2.0, seconds))
-        yield figure("api_ingest_events_per_s", ingest(port, CLIENTS, seconds))
+        server = _process_of("serve")
+        used = sum(server.cpu_times()[:2])
+        rate = ingest(port, CLIENTS, seconds)
+        yield figure("api_ingest_events_per_s", rate)
+        yield figure("api_ingest_events_per_processor_s", rate * seconds / (sum(server.cpu_times()[:2]) - used))
 
 
 def clicks(servers: Servers, work: Path, count: int, films: Path, trained: bool = True) -> Iterator[Figure]:
