@@ -56,6 +56,7 @@ UNITS: dict[str, tuple[str, float | None, str]] = {
     "background_events_per_s_at_5000": ("events/s", None, HIGHER),
     "features_lag_at_1000": ("events", None, LOWER),
     "features_lag_at_5000": ("events", None, LOWER),
+    "first_commit_s_after_kill": ("s", None, LOWER),
     "recovery_s_after_kill": ("s", None, LOWER),
     "soak_rss_growth_percent": ("%", 5, LOWER),
     "soak_events_per_s": ("events/s", None, HIGHER),

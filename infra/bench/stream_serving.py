@@ -81,9 +81,11 @@ def recovery(servers: Servers, work: Path) -> Iterator[Figure]:
         time.sleep(SETTLE_S)
         usual = max(_lags(home.view, WATCH_S))
         os.kill(_process_of("consume", "features").pid, signal.SIGKILL)
-        started = time.monotonic()
+        started, before = time.monotonic(), done(home.view, "features")
         worst = max(_lags(home.view, 1.0))
         assert worst > usual, f"the kill shows in no lag: {worst} after {usual}"
+        stage.wait_for(lambda: done(home.view, "features") > before, "the first commit", CAUGHT_UP_S_MAX)
+        yield figure("first_commit_s_after_kill", time.monotonic() - started)
         stage.wait_for(lambda: lag(home.view, "features") <= usual, "what was missed", CAUGHT_UP_S_MAX)
         yield figure("recovery_s_after_kill", time.monotonic() - started)
         stream.stop()
@@ -127,6 +129,11 @@ def lag(view: LogView, group: str) -> int:
     """Messages that a group has not committed."""
     topics = (TOPIC_EVENTS, TOPIC_SLATES) if group == "trends" else (TOPIC_EVENTS,)
     return sum(sum(view.ends(t).values()) - sum(view.committed(group, t).values()) for t in topics)
+
+
+def done(view: LogView, group: str) -> int:
+    """Events that a group has committed."""
+    return sum(view.committed(group, TOPIC_EVENTS).values())
 
 
 def _lags(view: LogView, seconds: float) -> list[int]:
