@@ -142,7 +142,11 @@ class Settings(BaseSettings):
         256_000_000, ge=1_000_000, description="Bytes kept of all of them; the oldest are let go first."
     )
 
-    trends_flush_s: float = Field(5.0, gt=0, description="State of the trends consumer is stored this often,")
+    trends_flush_s: float = Field(
+        5.0,
+        gt=0,
+        description="State of the trends consumer is stored this often (a quarter of the time at most goes into it),",
+    )
     trends_flush_events: int = Field(50_000, ge=1, description="or after this many events.")
     covisits_items_max: int = Field(50, ge=1, description="Co-visited items kept and served per item.")
 

@@ -21,8 +21,8 @@ import lz4.block
 VERSION = b"\x01"
 CODES_MAX = 255
 _HEAD = struct.Struct("<HcI")
-_LIST = struct.Struct("<cI")
-_PLAIN, _CODED = b"p", b"c"
+LIST = struct.Struct("<cI")
+PLAIN, CODED = b"p", b"c"
 
 Column: TypeAlias = tuple[int, bytes, Any]
 """The code of its name, its kind, its value as a plain Python object."""
@@ -33,14 +33,14 @@ class Layout:
     first three, `v` anything else (its bytes as the caller makes them), `n` nothing."""
 
     def __init__(self, kinds: Mapping[str, bytes]) -> None:
-        self._columns = tuple((name, code_of(name), kind) for name, kind in kinds.items())
-        self.names = {code: name for name, code, _ in self._columns}
-        if len(self.names) != len(self._columns):
+        self.columns = tuple((name, code_of(name), kind) for name, kind in kinds.items())
+        self.names = {code: name for name, code, _ in self.columns}
+        if len(self.names) != len(self.columns):
             raise ValueError(f"two of the columns {sorted(kinds)} share a code; rename one")
 
     def pack(self, values: Mapping[str, Any]) -> bytes:
-        """A whole row, every column of the declared kind."""
-        return packed((code, kind, values[name]) for name, code, kind in self._columns)
+        """A whole row, every column of the declared kind. Many rows at once: `packing_rows`."""
+        return packed((code, kind, values[name]) for name, code, kind in self.columns)
 
     def unpack(self, row: bytes) -> dict[str, Any]:
         """The columns that this layout knows, by name."""
@@ -111,23 +111,21 @@ def _texts(values: list[str]) -> bytes:
     if len(distinct) * 2 > len(values) or len(distinct) > CODES_MAX:
         texts = [value.encode() for value in values]
         lengths = struct.pack(f"<{len(texts)}I", *map(len, texts))
-        return _LIST.pack(_PLAIN, len(texts)) + _planes(lengths, 4) + b"".join(texts)
+        return LIST.pack(PLAIN, len(texts)) + _planes(lengths, 4) + b"".join(texts)
     codes = {value: code for code, value in enumerate(sorted(distinct))}
-    texts = [value.encode() for value in codes]
-    lengths = struct.pack(f"<{len(texts)}I", *map(len, texts))
-    return (
-        _LIST.pack(_CODED, len(values))
-        + bytes([codes[value] for value in values])
-        + bytes([len(texts)])
-        + lengths
-        + b"".join(texts)
-    )
+    return LIST.pack(CODED, len(values)) + bytes([codes[value] for value in values]) + known_texts(list(codes))
+
+
+def known_texts(values: list[str]) -> bytes:
+    """The texts that codes stand for, at most CODES_MAX."""
+    texts = [value.encode() for value in values]
+    return bytes([len(texts)]) + struct.pack(f"<{len(texts)}I", *map(len, texts)) + b"".join(texts)
 
 
 def _to_texts(body: bytes) -> list[str]:
-    form, count = _LIST.unpack_from(body)
-    at = _LIST.size
-    if form == _PLAIN:
+    form, count = LIST.unpack_from(body)
+    at = LIST.size
+    if form == PLAIN:
         lengths = struct.unpack(f"<{count}I", _from_planes(body[at : at + 4 * count], 4))
         return _cut(body, at + 4 * count, lengths)
     codes, known = body[at : at + count], body[at + count]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def features(servers: Servers, work: Path, events: int) -> Iterator[Figure]:
         fill(events)
         cpu_s = servers.redis_cpu_s()
         one = rate(here, "features", events, 1)
-        yield figure("kafka_features_events_per_s", one)
+        yield from one.figures("features")
         yield figure("redis_cpu_us_per_event", (servers.redis_cpu_s() - cpu_s) / events * 1e6)
         users = -(-events // EVENTS_PER_USER)
         yield figure("redis_bytes_per_user", (servers.redis_bytes() - before) / users)
@@ -50,7 +51,7 @@ def features(servers: Servers, work: Path, events: int) -> Iterator[Figure]:
         yield figure("history_bytes_per_event", folder_bytes(here.home / "offline") / events)
     with place(servers, work) as here:
         fill(events)
-        yield figure("scale_two_processes", rate(here, "features", events, 2) / one)
+        yield figure("scale_two_processes", rate(here, "features", events, 2).per_s / one.per_s)
     with place(servers, work):
         before = servers.redis_bytes()
         fill_rows()
@@ -62,17 +63,17 @@ def trends(servers: Servers, work: Path, events: int) -> Iterator[Figure]:
     with place(servers, work) as here:
         fill(events)
         one = rate(here, "trends", events, 1)
-        yield figure("kafka_trends_events_per_s", one)
+        yield from one.figures("trends")
     with place(servers, work) as here:
         fill(events)
-        yield figure("scale_two_trends", rate(here, "trends", events, 2) / one)
+        yield figure("scale_two_trends", rate(here, "trends", events, 2).per_s / one.per_s)
 
 
 def archive(servers: Servers, work: Path, events: int) -> Iterator[Figure]:
     """The archive alone, and its bytes."""
     with place(servers, work) as here:
         fill(events)
-        yield figure("kafka_archive_events_per_s", rate(here, "archive", events, 1))
+        yield from rate(here, "archive", events, 1).figures("archive")
         yield figure("archive_bytes_per_event", folder_bytes(here.home / "archive") / events)
 
 
@@ -137,8 +138,22 @@ def fill_rows() -> None:
 # ------------------------------------------------------------------------------------------------- measuring
 
 
-def rate(here: Place, name: str, events: int, processes: int) -> float:
-    """Events a second of that many processes of one group, from the order to begin until the last has committed."""
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How fast a group was: events a second, and events a second of processor time of its processes, which other work
+    on the machine changes little."""
+
+    per_s: float
+    per_processor_s: float
+
+    def figures(self, name: str) -> Iterator[Figure]:
+        """Both, for one consumer."""
+        yield figure(f"kafka_{name}_events_per_s", self.per_s)
+        yield figure(f"kafka_{name}_events_per_processor_s", self.per_processor_s)
+
+
+def rate(here: Place, name: str, events: int, processes: int) -> Rate:
+    """That many processes of one group, from the order to begin until the last has committed."""
     signs = here.home / "signs"
     signs.mkdir(parents=True)
     command = [sys.executable, str(Path(__file__).resolve()), name, str(signs), str(processes)]
@@ -153,7 +168,8 @@ def rate(here: Place, name: str, events: int, processes: int) -> float:
     assert all(process.returncode == 0 for process in started), "a consumer process failed; its reason stands above"
     ended = [json.loads(each.strip().splitlines()[-1]) for each in told]
     assert sum(each["events"] for each in ended) == events, ended
-    return events / (max(each["end"] for each in ended) - min(each["start"] for each in ended))
+    seconds = max(each["end"] for each in ended) - min(each["start"] for each in ended)
+    return Rate(events / seconds, events / sum(each["processor_s"] for each in ended))
 
 
 class Counted:
@@ -208,15 +224,15 @@ def consume_here(name: str, signs: Path, processes: int, number: int) -> dict[st
         totals = {p: end for p, end in ends.items() if p in owned and end}
         counted = Counted(source, totals)
         with heap.settled():  # as `run_consumer` does
-            started = time.monotonic()
+            started, used = time.monotonic(), time.process_time()
             part.start(counted, tuple(owned))
             source.seek(dict.fromkeys(owned, 0))
             consume(counted, part, counted.given_out, records_max=settings.features_batch_max, wait_s=0.05)
-            ended = time.monotonic()
+            ended, used = time.monotonic(), time.process_time() - used
         assert counted.committed == totals, (counted.committed, totals)
         _stay(source, signs, processes, number)
         events = sum(end for p, end in totals.items() if p.topic == TOPIC_EVENTS)
-        return {"start": started, "end": ended, "events": events}
+        return {"start": started, "end": ended, "events": events, "processor_s": used}
 
 
 def _joined(

@@ -39,7 +39,11 @@ def api(servers: Servers, work: Path, seconds: float) -> Iterator[Figure]:
     """The API of a whole instance: its consumers work beside it, as they do in life."""
     with place(servers, work) as here, _running(here.home) as (_, port):
         ingest(port, CLIENTS, min(2.0, seconds))
-        yield figure("api_ingest_events_per_s", ingest(port, CLIENTS, seconds))
+        server = _process_of("serve")
+        used = sum(server.cpu_times()[:2])
+        rate = ingest(port, CLIENTS, seconds)
+        yield figure("api_ingest_events_per_s", rate)
+        yield figure("api_ingest_events_per_processor_s", rate * seconds / (sum(server.cpu_times()[:2]) - used))
 
 
 def clicks(servers: Servers, work: Path, count: int, films: Path, trained: bool = True) -> Iterator[Figure]:
@@ -77,9 +81,11 @@ def recovery(servers: Servers, work: Path) -> Iterator[Figure]:
         time.sleep(SETTLE_S)
         usual = max(_lags(home.view, WATCH_S))
         os.kill(_process_of("consume", "features").pid, signal.SIGKILL)
-        started = time.monotonic()
+        started, before = time.monotonic(), done(home.view, "features")
         worst = max(_lags(home.view, 1.0))
         assert worst > usual, f"the kill shows in no lag: {worst} after {usual}"
+        stage.wait_for(lambda: done(home.view, "features") > before, "the first commit", CAUGHT_UP_S_MAX)
+        yield figure("first_commit_s_after_kill", time.monotonic() - started)
         stage.wait_for(lambda: lag(home.view, "features") <= usual, "what was missed", CAUGHT_UP_S_MAX)
         yield figure("recovery_s_after_kill", time.monotonic() - started)
         stream.stop()
@@ -123,6 +129,11 @@ def lag(view: LogView, group: str) -> int:
     """Messages that a group has not committed."""
     topics = (TOPIC_EVENTS, TOPIC_SLATES) if group == "trends" else (TOPIC_EVENTS,)
     return sum(sum(view.ends(t).values()) - sum(view.committed(group, t).values()) for t in topics)
+
+
+def done(view: LogView, group: str) -> int:
+    """Events that a group has committed."""
+    return sum(view.committed(group, TOPIC_EVENTS).values())
 
 
 def _lags(view: LogView, seconds: float) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import structlog
 from kafka import errors
 from kafka.net.compat import KafkaNetClient
+from kafka.net.inet import KafkaNetSocket
 
 from services.domain import BadRequest, SettingsInvalid, StageUnavailable
 from services.settings import Settings
@@ -44,6 +46,8 @@ TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI")
 FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
+DIRECT = "direct"
+"""The scheme under which kafka-python finds `DirectSocket`, as it finds the sockets of proxies."""
 SECURITY = (
     "security_protocol", *FILES, "ssl_check_hostname", "ssl_password", "sasl_mechanism",
     "sasl_plain_username", "sasl_plain_password", "sasl_kerberos_service_name", "sasl_kerberos_domain_name",
@@ -155,8 +159,7 @@ def open_client(choices: KafkaChoices, make: Callable[..., Client], **options: A
                 metadata_max_age_ms=METADATA_AGE_MS,
                 reconnect_backoff_max_ms=1000,
                 kafka_client=client,
-                **choices.security,
-                **options,
+                **{"proxy_url": f"{DIRECT}://", **choices.security, **options},
             )
     except BaseException:
         for each in made:
@@ -183,6 +186,22 @@ def as_unavailable(choices: KafkaChoices, doing: str) -> Iterator[None]:
         raise  # our mistake, no outage
     except errors.KafkaError as error:
         raise StageUnavailable(f"Kafka at {choices.where} could not {doing}: {_said(error)}") from error
+
+
+class DirectSocket(KafkaNetSocket):  # type: ignore[misc]
+    """A connection without a proxy. kafka-python 3.0.12 forgets to close the socket of one that fails, so each try at a
+    broker that is away held a file descriptor until a collection of garbage came by."""
+
+    SCHEMES = (DIRECT,)
+
+    async def sock_connect(self, net: Any, sock: socket.socket, *args: Any, **named: Any) -> socket.socket:
+        """KafkaNetSocket."""
+        try:
+            connected: socket.socket = await super().sock_connect(net, sock, *args, **named)
+        except BaseException:  # also the end of a task that waits to be connected
+            sock.close()
+            raise
+        return connected
 
 
 class OwnershipMoved(Exception):

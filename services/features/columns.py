@@ -249,12 +249,15 @@ class OnlineCodec:
         from feast.protos.feast.types import EntityKey_pb2, Value_pb2
 
         from feature_repo.definitions import user_behaviour
+        from feature_repo.stores.packing_rows import Lists, pack_rows
         from feature_repo.stores.rows import layout_of, unpack_row
 
         self._entity_key = EntityKey_pb2.EntityKey
         self._value = Value_pb2.Value
         self._layout = layout_of(user_behaviour)
         self._unpack = unpack_row
+        self._pack = pack_rows
+        self._lists = Lists
 
     def key(self, name: str, entity_id: str) -> Any:
         """The entity key of one id."""
@@ -262,13 +265,34 @@ class OnlineCodec:
 
     def encode(self, states: Sequence[UserState]) -> list[bytes]:
         """Each row, packed."""
+        if not states:
+            return []
+        flat = laid_out(states)
         row_time_us = _int64([state.row_time_us for state in states])
-        scalars = [(name, column.tolist()) for name, column in derived(laid_out(states), row_time_us).items()]
-        pack = self._layout.pack
-        return [
-            pack({**_columns(state), **{name: column[place] for name, column in scalars}})
-            for place, state in enumerate(states)
-        ]
+        occurred_us, keys, item_ids, kinds, given, weights = (
+            zip(*flat.distinct, strict=True) if flat.distinct else NO_EVENTS
+        )
+        hidden = tuple(chain.from_iterable(state.hidden for state in states))
+        events = self._lists(flat.offsets)
+        hides = self._lists(np.cumsum([0, *(len(state.hidden) for state in states)], dtype=np.int64))
+        return self._pack(
+            self._layout,
+            {
+                "recent_items": (events, item_ids),
+                "recent_us": (events, occurred_us),
+                "recent_keys": (events, keys),
+                "recent_kinds": (events, kinds),
+                "recent_values": (events, [nan if each is None else each for each in given]),
+                "recent_weights": (events, weights),
+                "hidden_items": (hides, [item_id for _, item_id in hidden]),
+                "hidden_us": (hides, [at_us for at_us, _ in hidden]),
+                "seen": [pack_seen(state.seen) for state in states],
+                "first_seen_us": [state.first_seen_us for state in states],
+                "row_time_us": row_time_us,
+                "previous_row_time_us": [state.previous_row_time_us for state in states],
+                **derived(flat, row_time_us),
+            },
+        )
 
     def decode(self, user_id: str, packed: bytes) -> UserState:
         """The row that was packed."""
@@ -316,22 +340,3 @@ def unpack_seen(packed: bytes) -> tuple[tuple[int, int], ...]:
     count = len(packed) // _SEEN_BYTES
     numbers = struct.unpack(f"<{count}i{count}q", packed)
     return tuple(zip(numbers[:count], numbers[count:], strict=True))
-
-
-def _columns(state: UserState) -> dict[str, Any]:
-    hidden = state.hidden
-    occurred_us, keys, item_ids, kinds, given, weights = zip(*state.events, strict=True) if state.events else NO_EVENTS
-    return {
-        "recent_items": item_ids,
-        "recent_us": occurred_us,
-        "recent_keys": keys,
-        "recent_kinds": kinds,
-        "recent_values": [nan if each is None else each for each in given],
-        "recent_weights": weights,
-        "hidden_items": [item_id for _, item_id in hidden],
-        "hidden_us": [at_us for at_us, _ in hidden],
-        "seen": pack_seen(state.seen),
-        "first_seen_us": state.first_seen_us,
-        "row_time_us": state.row_time_us,
-        "previous_row_time_us": state.previous_row_time_us,
-    }

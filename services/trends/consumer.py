@@ -54,6 +54,11 @@ WriteParts = Callable[[Connection, Sequence[tuple[str, Payload]], Arrived | None
 GRACE_US = 600 * SECOND_US
 """An hour is closed this long after its end when all partitions are read to their end: phones send late."""
 IDLE_FLUSH_S = 1.0
+FLUSHING_SHARE = 0.25
+"""Of the time, at most this much goes into flushes while messages keep coming. A flush costs what it touches: by the
+clock alone, a consumer that is slow for any reason flushes few events at a time and becomes slower by it."""
+FLUSH_S_MAX = 60.0
+"""However long flushes take, what is counted is stored this often."""
 IDLE_HOUR_S = 60.0
 PURCHASE = "purchase"
 IMPRESSION_KIND = "impression"
@@ -130,7 +135,7 @@ class TrendsConsumer:
         self._log_ids: dict[str, str] = {}
         self._buffer = _Buffer()
         self._closed = 0
-        self._flushed_us = 0
+        self._flushed_us = self._flush_took_us = 0
 
     # ------------------------------------------------------------------------------------- the Consumer port
 
@@ -154,12 +159,17 @@ class TrendsConsumer:
         self._take(batch.messages)
         waited_s = (to_us(self._now()) - self._flushed_us) / SECOND_US
         idle = not batch.messages and waited_s >= IDLE_FLUSH_S
-        full = self._buffer.messages >= self._settings.flush_events or waited_s >= self._settings.flush_s
+        full = self._buffer.messages >= self._settings.flush_events or waited_s >= self._flush_s()
         if self._buffer.messages and (idle or full):
             return self._flush()
         if idle and waited_s >= IDLE_HOUR_S and self._hour_ended():
             return self._flush()
         return {}
+
+    def _flush_s(self) -> float:
+        """How long after the last flush the next one is due."""
+        affordable_s = min(self._flush_took_us / SECOND_US / FLUSHING_SHARE, FLUSH_S_MAX)
+        return max(self._settings.flush_s, affordable_s)
 
     def stop(self, lost: tuple[Partition, ...]) -> Mapping[Partition, int]:
         """Flush everything, then forget the lost partitions."""
@@ -256,6 +266,7 @@ class TrendsConsumer:
             return {}
         self._settled(progress)
         self._flushed_us = to_us(now)
+        self._flush_took_us = to_us(self._now()) - self._flushed_us
         return {p: owned.next_offset for p, owned in self._owned.items() if owned.next_offset > 0}
 
     def _still_owned(self, connection: Connection) -> dict[Partition, store.Stored]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition, errors
 from structlog.testing import capture_logs
@@ -139,6 +141,20 @@ def test_kafka_pythons_warnings_become_lines_of_ours_once_in_a_while() -> None:
         except OwnershipMoved:
             logging.getLogger("kafka.test.listener").exception("the listener failed")
     assert [(line["event"], line["said"]) for line in logs] == [("kafka_client", "node 1 is gone")]
+
+
+@pytest.mark.parametrize("client", [KafkaProducer, KafkaConsumer, KafkaAdminClient])
+def test_a_broker_that_is_away_costs_no_file_descriptors(client: type) -> None:
+    process = psutil.Process()
+    gc.collect()
+    gc.disable()  # a socket in a cycle of garbage would be closed by its collection
+    try:
+        before = process.num_fds()
+        with pytest.raises(StageUnavailable):
+            open_client(KafkaChoices(("127.0.0.1:1",), deadline_ms=300), client)
+        assert process.num_fds() == before
+    finally:
+        gc.enable()
 
 
 def test_a_command_says_in_one_sentence_that_kafka_is_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from math import isnan
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feature_repo.stores.packing import Layout, columns_of, packed
+from feature_repo.stores.packing_rows import Lists, pack_rows
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 FLOAT32 = st.floats(width=32, allow_nan=False)
@@ -31,6 +33,27 @@ def test_what_is_packed_is_unpacked(columns: list[tuple[bytes, Any]]) -> None:
 def test_a_list_of_few_texts_keeps_its_order(kinds: list[str]) -> None:
     layout = Layout({"kinds": b"S"})
     assert layout.unpack(layout.pack({"kinds": kinds})) == {"kinds": kinds}
+
+
+TEXTS = st.lists(st.sampled_from(["click", "view", "läuft", "", "x" * 300]), max_size=12)
+ROW = st.fixed_dictionaries({
+    "at": INT64, "share": FLOAT32, "seen": st.binary(max_size=9), "times": st.lists(INT64, max_size=5),
+    "kinds": TEXTS, "values": st.lists(FLOAT32, max_size=5),
+})  # fmt: skip
+LAYOUT = Layout({"at": b"i", "share": b"f", "seen": b"b", "times": b"I", "kinds": b"S", "values": b"F"})
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(ROW, min_size=1, max_size=4))
+def test_rows_that_are_packed_together_are_the_bytes_of_each_packed_alone(rows: list[dict[str, Any]]) -> None:
+    def together(name: str) -> Any:
+        column = [row[name] for row in rows]
+        if name in ("at", "share", "seen"):
+            return column
+        return Lists(np.cumsum([0, *map(len, column)])), [each for row in column for each in row]
+
+    packed_rows = pack_rows(LAYOUT, {name: together(name) for name in rows[0]})
+    assert packed_rows == [LAYOUT.pack(row) for row in rows]
 
 
 def test_a_missing_value_stays_one() -> None:

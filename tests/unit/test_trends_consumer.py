@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 
 from services import wire
 from services.catalogue.live import ItemFeed, write_parts
@@ -34,7 +34,7 @@ from services.domain import (
 )
 from services.features.history import MemoryHistory
 from services.freshness import Arrivals, Arrived
-from services.items import ItemTable
+from services.items import ItemTable, Payload
 from services.memory import MemoryBus, MemorySource
 from services.signals import decayed
 from services.tables import open_database, trend_covisits
@@ -501,3 +501,21 @@ def test_a_flush_tells_servers_when_its_events_were_accepted_live_ones_apart(wor
     told = ItemFeed(world.engine).arrived(0, world.table().as_of)
     assert told == [Arrived("stats", Arrivals([to_us(START)], [2], [1]))]
     assert ItemFeed(world.engine).arrived(world.table().as_of, 10**9) == []
+
+
+def test_long_flushes_stand_further_apart_while_messages_keep_coming(world: World) -> None:
+    def slow_write(connection: Connection, parts: Sequence[tuple[str, Payload]], came: Arrived | None) -> int:
+        world.clock[0] += timedelta(seconds=3)  # so long a flush takes
+        return write_parts(connection, parts, came)
+
+    consumer = TrendsConsumer(world.engine, RULES, world, slow_write, world.bus.log_id, world.now, TrendsSettings())
+    source = world.bus.source("trends", consumer.topics)
+    run(source, consumer)
+    flushed_at: list[float] = []
+    for number in range(40):
+        world.clock[0] += timedelta(seconds=1)
+        world.bus.publish([wire.encode_event(click(number, f"u{number}", "i1", START))])
+        before = world.clock[0]
+        if consumer.apply(source.poll(50, 0)):
+            flushed_at.append((before - START).total_seconds())
+    assert flushed_at == [5.0, 17.0, 29.0, 41.0]  # the first after flush_s; then 3 s of 12, not 3 s of 5
