@@ -1,9 +1,9 @@
-"""The user tower: causal self-attention over the newest events (pre-norm LiGR blocks), one user vector per position.
+"""The user tower: causal self-attention over the newest events, one user vector per position.
 
-Choices: every block gates what it adds, `x + sigmoid(W x) * f(LN x)`; attention knows how far apart two events stand
-in the row and in time, by learned biases, and needs no positions else; a start token stands before the oldest event,
-so that a stranger has a vector too; the question's own time is the time that gaps are measured from, in training (the
-next event's) as in serving (now). Output has length 1: its product with an item vector is what the index searches.
+Choices: attention knows how far apart two events stand in the row and in time, by learned biases, and needs no
+positions else; a start token stands before the oldest event, so that a stranger has a vector too; the question's own
+time is the time that gaps are measured from, in training (the next event's) as in serving (now). Output has length 1:
+its product with an item vector is what the index searches. What a layer is made of: `models/blocks.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.blocks import BLOCKS, HIDDEN
 from models.config import ModelConfig
 
 BUCKETS = 64
@@ -36,7 +37,7 @@ class UserTower(nn.Module):
         self.by_distance = nn.Parameter(torch.zeros(config.heads, config.history + 2))
         self.by_gap = nn.Parameter(torch.zeros(config.heads, BUCKETS))
         self.drop = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(BLOCKS[config.block](config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
         nn.init.normal_(self.actions.weight, std=0.1)
@@ -49,7 +50,7 @@ class UserTower(nn.Module):
         tokens, times, present = self._tokens(vectors, actions, times_s, real)
         bias = self._bias(asked_s, times, present, queries=tokens.shape[1])
         for block in self.blocks:
-            tokens = block(tokens, tokens, bias)
+            tokens = block(tokens, bias)
         return self._output(tokens)
 
     def newest(self, vectors: Tensor, actions: Tensor, times_s: Tensor, now_s: Tensor, real: Tensor) -> Tensor:
@@ -59,12 +60,15 @@ class UserTower(nn.Module):
         """
         tokens, times, present = self._tokens(vectors, actions, times_s, real)
         if len(self.blocks) > 1:
-            asked = torch.cat([times[:, 1:], now_s[:, None]], dim=1)
+            # The start is asked for the first event's time, however much padding stands between them.
+            never = torch.iinfo(times.dtype).max
+            first = torch.cat([times_s.masked_fill(~real, never), now_s[:, None]], dim=1).amin(dim=1)
+            asked = torch.cat([first[:, None], times[:, 2:], now_s[:, None]], dim=1)[:, -tokens.shape[1] :]
             bias = self._bias(asked, times, present, queries=tokens.shape[1])
             for block in list(self.blocks)[:-1]:
-                tokens = block(tokens, tokens, bias)
+                tokens = block(tokens, bias)
         last = self._bias(now_s[:, None], times, present, queries=1)
-        return self._output(self.blocks[-1](tokens[:, -1:], tokens, last))[:, 0]
+        return self._output(self.blocks[-1](tokens, last))[:, 0]
 
     def _tokens(self, vectors: Tensor, actions: Tensor, times_s: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         batch = len(vectors)
@@ -76,7 +80,7 @@ class UserTower(nn.Module):
         return tokens, times, present
 
     def _bias(self, asked_s: Tensor, times_s: Tensor, present: Tensor, queries: int) -> Tensor:
-        """What is added to the attention logits, -inf where a token may not be looked at. [B, heads, Q, K]"""
+        """What is added to the attention logits, HIDDEN where a token may not be looked at. [B, heads, Q, K]"""
         keys = times_s.shape[1]
         places = torch.arange(keys, device=times_s.device)
         distance = places[keys - queries :, None] - places[None, :]  # [Q, K]
@@ -87,41 +91,8 @@ class UserTower(nn.Module):
         gaps = time_bucket(asked_s[:, :, None] - times_s[:, None, :])  # [B, Q, K]
         bias = self.by_gap[:, gaps].transpose(0, 1) + near
         visible = (distance >= 0)[None, :, :] & present[:, None, :]
-        return bias.masked_fill(~visible[:, None], float("-inf"))
+        return bias.masked_fill(~visible[:, None], HIDDEN)
 
     def _output(self, tokens: Tensor) -> Tensor:
         vectors: Tensor = F.normalize(self.out(self.norm(tokens)), dim=-1)
         return vectors
-
-
-class Block(nn.Module):
-    """One LiGR block: gated attention, then a gated SwiGLU."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width, inner = config.width, config.width * config.ff_multiple
-        self.heads = config.heads
-        self.norm_attention = nn.LayerNorm(width)
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.mix = nn.Linear(width, width)
-        self.gate_attention = nn.Linear(width, width)
-        self.norm_forward = nn.LayerNorm(width)
-        self.widen = nn.Linear(width, 2 * inner)
-        self.narrow = nn.Linear(inner, width)
-        self.gate_forward = nn.Linear(width, width)
-        self.drop = nn.Dropout(config.dropout)
-
-    def forward(self, asking: Tensor, tokens: Tensor, bias: Tensor) -> Tensor:
-        """asking [B, Q, D] attends to tokens [B, K, D] under bias [B, heads, Q, K]. [B, Q, D]"""
-        batch, queries, width = asking.shape
-        normed = self.norm_attention(tokens)
-        query = self.query(normed[:, -queries:]).view(batch, queries, self.heads, -1).transpose(1, 2)
-        key, value = self.key_value(normed).view(batch, tokens.shape[1], 2 * self.heads, -1).transpose(1, 2).chunk(2, 1)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        attended = self.mix(attended.transpose(1, 2).reshape(batch, queries, width))
-        asking = asking + torch.sigmoid(self.gate_attention(asking)) * self.drop(attended)
-        gated, linear = self.widen(self.norm_forward(asking)).chunk(2, dim=-1)
-        widened = self.narrow(F.silu(gated) * linear)
-        answer: Tensor = asking + torch.sigmoid(self.gate_forward(asking)) * self.drop(widened)
-        return answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +95,9 @@ class Trainer:
             means.device,
             means.threads,
             cut_us=known.end_us,
-            model=means.model,
+            model=means.model if means.model is None else replace(means.model, seed=seed),
+            block=means.block,
+            size=means.size,
         )
         nobody = np.zeros(0, dtype=np.int64)
         judged = Slice(known.end_us, known.end_us, nobody, nobody, np.zeros(0, dtype=np.bool_))

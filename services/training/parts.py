@@ -21,7 +21,7 @@ import structlog
 from numpy.typing import NDArray
 
 from models.batches import Prefixes, Progress, RankingExamples
-from models.config import Effort, ModelConfig
+from models.config import BlockName, Effort, ModelConfig, Size
 from models.fit import FittedTower, assemble, continue_tower, fit_reranker, fit_tower
 from models.release import ModelRelease, ReleaseDamaged
 from services.domain import SECOND_US, BadRequest, Metric, ReleaseInfo, ReleaseInvalid, Verdict, from_us, to_us
@@ -86,7 +86,8 @@ class Sources:
 @dataclass(frozen=True, slots=True)
 class Choices:
     """How a run is to be done. `threads` 0: all cores but one. `cut_us` fixes the cut (for evaluation); None: the gate
-    chooses. `model`: its hyper-parameters; None: the defaults for the size of the data."""
+    chooses. `model`: its hyper-parameters; None: the defaults for the size of the data, with a tower of `block`s and of
+    `size` (None: by the size of the data, too)."""
 
     effort: Effort
     seed: int
@@ -97,6 +98,8 @@ class Choices:
     gate: Gate = field(default_factory=Gate)
     cut_us: int | None = None
     model: ModelConfig | None = None
+    block: BlockName = "ligr"
+    size: Size | None = None
     served: ServedRules = field(default_factory=ServedRules)
 
 
@@ -139,8 +142,9 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         """TrainingParts."""
         self._set_threads()
         corpus, choices = examples.corpus, self._choices
-        by_size = ModelConfig.for_data(len(corpus.events), len(corpus.vocabulary), choices.effort, choices.seed)
-        config = choices.model or by_size
+        config = choices.model or ModelConfig.for_data(
+            len(corpus.events), len(corpus.vocabulary), choices.effort, choices.seed, choices.block, choices.size
+        )
         newest_us = _newest_from(corpus, REQUESTS_MAX[choices.effort])
         held_out = held_out_after(corpus, newest_us, config.history, config.held_out_max, choices.seed)
         older = corpus.sequences.before(newest_us // SECOND_US)
