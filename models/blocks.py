@@ -12,13 +12,17 @@ may not be looked at.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import BlockName, ModelConfig
+from models.dropout import Dropout
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""query [B, heads, q, E], key, value [B, heads, k, E], bias [B, heads, q, k] into [B, heads, q, E]."""
 
 HIDDEN = -1e4
 """The bias of what may not be looked at: its softmax is 0, and so is its SiLU (minus infinity would give NaN there)."""
@@ -31,9 +35,24 @@ class Block(nn.Module):
         super().__init__()
         self.heads = config.heads
 
-    def forward(self, tokens: Tensor, bias: Tensor) -> Tensor:
-        """The last Q of the tokens [B, K, D] after they looked at all of them under bias [B, heads, Q, K]. [B, Q, D]"""
+    def forward(self, tokens: Tensor, biases: Sequence[Tensor]) -> Tensor:
+        """The last Q of the tokens [B, K, D] after they looked at those up to them. [B, Q, D]
+
+        `biases`: for each run of queries, one after another, what is added to its logits over the first k tokens
+        [B, heads, q, k]. The runs' q sum up to Q.
+        """
         raise NotImplementedError
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, biases: Sequence[Tensor], how: Attention) -> Tensor:
+        """query [B, Q, D], key, value [B, K, D]. [B, Q, D]"""
+        asked, keys, values = self.split(query), self.split(key), self.split(value)
+        found, first = [], 0
+        for bias in biases:
+            queries, seen = bias.shape[2:]
+            found.append(how(asked[:, :, first : first + queries], keys[:, :, :seen], values[:, :, :seen], bias))
+            first += queries
+        joined = found[0] if len(found) == 1 else torch.cat(found, dim=2)
+        return joined.transpose(1, 2).flatten(2)
 
     def split(self, joined: Tensor) -> Tensor:
         """[B, N, heads * E] by heads. [B, heads, N, E]"""
@@ -55,13 +74,14 @@ class Ligr(Block):
         self.widen = nn.Linear(width, 2 * inner)
         self.narrow = nn.Linear(inner, width)
         self.gate_forward = nn.Linear(width, width)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, biases: Sequence[Tensor]) -> Tensor:
         """Block."""
-        queries = bias.shape[2]
+        queries = sum(bias.shape[2] for bias in biases)
         asking, normed = tokens[:, -queries:], self.norm_attention(tokens)
-        attended = self.mix(_softmax_attention(self, self.query(normed[:, -queries:]), self.key_value(normed), bias))
+        key, value = self.key_value(normed).chunk(2, dim=-1)
+        attended = self.mix(self.attend(self.query(normed[:, -queries:]), key, value, biases, by_softmax))
         asking = asking + torch.sigmoid(self.gate_attention(asking)) * self.drop(attended)
         gated, linear = self.widen(self.norm_forward(asking)).chunk(2, dim=-1)
         widened = self.narrow(F.silu(gated) * linear)
@@ -82,13 +102,14 @@ class Sasrec(Block):
         self.norm_forward = nn.LayerNorm(width)
         self.widen = nn.Linear(width, inner)
         self.narrow = nn.Linear(inner, width)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, biases: Sequence[Tensor]) -> Tensor:
         """Block."""
-        queries = bias.shape[2]
+        queries = sum(bias.shape[2] for bias in biases)
         normed = self.norm_attention(tokens)
-        attended = _softmax_attention(self, self.query(normed[:, -queries:]), self.key_value(normed), bias)
+        key, value = self.key_value(normed).chunk(2, dim=-1)
+        attended = self.attend(self.query(normed[:, -queries:]), key, value, biases, by_softmax)
         asking = tokens[:, -queries:] + self.drop(self.mix(attended))
         answer: Tensor = asking + self.drop(self.narrow(F.gelu(self.widen(self.norm_forward(asking)))))
         return answer
@@ -109,17 +130,15 @@ class Hstu(Block):
         self.key_value = nn.Linear(width, 2 * width)
         self.norm_sum = nn.LayerNorm(width)
         self.mix = nn.Linear(width, width)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, biases: Sequence[Tensor]) -> Tensor:
         """Block."""
-        queries = bias.shape[2]
+        queries = sum(bias.shape[2] for bias in biases)
         normed = self.norm_attention(tokens)
         query, gate = F.silu(self.query_gate(normed[:, -queries:])).chunk(2, dim=-1)
         key, value = F.silu(self.key_value(normed)).chunk(2, dim=-1)
-        query, key, value = self.split(query), self.split(key), self.split(value)
-        logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + bias  # [B, heads, Q, K]
-        summed = (F.silu(logits) @ value).transpose(1, 2).flatten(2)
+        summed = self.attend(query, key, value, biases, by_silu)
         answer: Tensor = tokens[:, -queries:] + self.mix(self.drop(self.norm_sum(summed) * gate))
         return answer
 
@@ -127,9 +146,24 @@ class Hstu(Block):
 BLOCKS: Mapping[BlockName, type[Block]] = {"ligr": Ligr, "sasrec": Sasrec, "hstu": Hstu}
 
 
-def _softmax_attention(block: Block, query: Tensor, key_value: Tensor, bias: Tensor) -> Tensor:
-    """query [B, Q, D], key_value [B, K, 2 D], bias [B, heads, Q, K]. [B, Q, D]"""
-    key, value = key_value.chunk(2, dim=-1)
-    asked, keys, values = block.split(query), block.split(key), block.split(value)
-    attended = F.scaled_dot_product_attention(asked, keys, values, attn_mask=bias)
-    return attended.transpose(1, 2).flatten(2)
+def by_softmax(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """Attention. On a CPU in plain steps: the fused one works them out one by one, too, once a bias is learned, and
+    looks beside it for rows that see nothing, of which there are none here."""
+    if query.is_cuda:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+    shares = _logits(query, key, bias).softmax(dim=-1)
+    return shares.to(value.dtype) @ value
+
+
+def by_silu(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """Attention of HSTU."""
+    return F.silu(_logits(query, key, bias)).to(value.dtype) @ value
+
+
+def _logits(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
+    """[B, heads, q, k]"""
+    batch, heads, queries, width = query.shape
+    asked = (query / width**0.5).reshape(batch * heads, queries, width)
+    keys = key.reshape(batch * heads, -1, width).transpose(1, 2)
+    added = bias.to(query.dtype).reshape(batch * heads, queries, -1)
+    return torch.baddbmm(added, asked, keys).view(batch, heads, queries, -1)
