@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 Effort = Literal["demo", "normal", "full"]
+BlockName = Literal["ligr", "sasrec", "hstu"]
+Size = Literal["small", "base", "large"]
+BLOCK_NAMES: tuple[BlockName, ...] = get_args(BlockName)
+SIZES: tuple[Size, ...] = get_args(Size)
 
 BUDGET_FLOP: dict[Effort, float] = {"demo": 1.2e12, "normal": 8e12, "full": 4e14}
 """Arithmetic that fitting a tower may take. Two common cores do about 2e10 a second: a minute, 7 minutes, 6 hours. A
 budget of arithmetic and not of time, so that a seeded run is the same run on every machine."""
+FEW_EVENTS, MANY_EVENTS = 200_000, 3_000_000
+"""Up to the first a tower is small, above the second it is large."""
+SHAPES: dict[Size, tuple[int, int, int, int]] = {
+    "small": (64, 1, 2, 50),
+    "base": (64, 2, 2, 64),
+    "large": (128, 4, 4, 64),
+}
+"""Width, blocks, heads and history of a tower; a user's row holds 64 events, so a longer reach would read nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Tower and reranker. Defaults are those of up to some 100,000 events."""
+    """Tower and reranker. Defaults: those of up to some 100,000 events, and what an older manifest does not say."""
 
     effort: Effort = "normal"
     seed: int = 1
 
     width: int = 64
     text_width: int = 128
+    block: BlockName = "ligr"
     blocks: int = 1
     heads: int = 2
     ff_multiple: int = 2
@@ -49,32 +62,44 @@ class ModelConfig:
     reranker_patience: int = 2
     listwise_weight: float = 2.0
 
+    def __post_init__(self) -> None:
+        if self.block not in BLOCK_NAMES:
+            raise ValueError(f"there is no block {self.block!r}; there are {', '.join(BLOCK_NAMES)}")
+
     @staticmethod
-    def for_data(events: int, items: int, effort: Effort, seed: int = 1) -> ModelConfig:
-        """The defaults for a data set of this size; `items` bounds the width of the batches, so that logits fit."""
+    def for_data(
+        events: int, items: int, effort: Effort, seed: int = 1, block: BlockName = "ligr", size: Size | None = None
+    ) -> ModelConfig:
+        """The defaults for a data set of this size; `items` bounds the width of the batches, so that logits fit.
+        `block` and `size` shape the tower; without `size` it is chosen by the number of events."""
         config = ModelConfig(
             effort=effort,
             seed=seed,
+            block=block,
             batch_targets=max(64, min(1024, 20_000_000 // max(items, 1))),
             patience=2 if effort == "demo" else 4,
         )
-        if events <= 200_000:
-            return config
-        larger = replace(
-            config,
-            blocks=2,
-            recency_half_life_days=30.0,
-            reranker_heads=4,
-            history=64,
-            dropout=0.2,
-            id_dropout=0.2,
-            reranker_hidden=(256, 128, 64),
-        )
-        return larger if events <= 3_000_000 else replace(larger, width=128, heads=4, id_dropout=0.1)
+        if events > FEW_EVENTS:
+            config = replace(
+                config,
+                recency_half_life_days=30.0,
+                reranker_heads=4,
+                dropout=0.2,
+                id_dropout=0.1 if events > MANY_EVENTS else 0.2,
+                reranker_hidden=(256, 128, 64),
+            )
+        width, blocks, heads, history = SHAPES[size or _size_for(events)]
+        blocks *= 2 if block == "hstu" else 1  # one of them holds half of what another block does
+        return replace(config, width=width, blocks=blocks, heads=heads, history=history)
 
     def tower_flop(self, tokens: int, targets: int, rows: int, steps: int) -> float:
         """Arithmetic of one epoch of the tower, forward and backward (3 forwards), in multiply-adds times two."""
         d = self.width
-        per_token = self.blocks * d * d * (6 + 3 * self.ff_multiple) + 2 * self.blocks * self.history * d
+        squares = {"ligr": 6 + 3 * self.ff_multiple, "sasrec": 4 + 2 * self.ff_multiple, "hstu": 5}[self.block]
+        per_token = self.blocks * d * d * squares + 2 * self.blocks * self.history * d
         per_row = 2 * self.text_width * d + 4 * d * d
         return 6.0 * (tokens * per_token + targets * rows * d + steps * rows * per_row)
+
+
+def _size_for(events: int) -> Size:
+    return "small" if events <= FEW_EVENTS else "base" if events <= MANY_EVENTS else "large"

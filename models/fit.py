@@ -202,7 +202,7 @@ class _TowerRun:
         self.steps = max(1, math.ceil(np.count_nonzero(self.weights) / config.batch_targets))
         self.rng = np.random.default_rng(config.seed)
         self.rate = rate
-        self.optimizer = torch.optim.AdamW(_groups_of(items, tower, config), lr=rate, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(_groups_of(items, tower, config), lr=rate, betas=(0.9, 0.98), fused=True)
         self.taken = 0
         counted = np.bincount(sequences.rows[sequences.positive], minlength=len(items.counts)).astype(np.float32)
         counted[0] = 0
@@ -267,7 +267,9 @@ def _tower_loss(items: ItemEncoder, tower: UserTower, packed: Packed, config: Mo
         for each in (packed.rows, packed.actions, packed.times_s, packed.asked_s, packed.target_rows, packed.weights)
     )
     table = items()
-    users = tower(torch.nn.functional.embedding(rows, table), actions, times_s, asked_s, rows > 0)  # [B, H + 1, D]
+    read, first = nn.functional.embedding(rows, table), packed.first
+    users = tower(read, actions, times_s, asked_s, rows > 0, first)  # [B, H + 1 - first, D]
+    wanted, weights = wanted[:, first:], weights[:, first:]
     taught = weights > 0
     return full_softmax(users[taught], table, wanted[taught], weights[taught], config.temperature)
 

@@ -2,19 +2,72 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 MASKED = -1e9
 """Stands for minus infinity where a row may be masked throughout: exp of it is 0, and no NaN comes of it."""
+LOGITS_AT_ONCE = {"cpu": 2_000_000, "cuda": 100_000_000}
+"""How many logits are held at a time: on a CPU as many as its caches hold, on a GPU as many as its memory does."""
 
 
 def full_softmax(users: Tensor, items: Tensor, target_rows: Tensor, weights: Tensor, temperature: float) -> Tensor:
     """Cross entropy of each target among all items but row 0, weighted. users [N, D], items [V, D], target_rows [N]."""
-    logits = (users / temperature) @ items[1:].T  # [N, V - 1]
-    loss = F.cross_entropy(logits, target_rows - 1, reduction="none")
-    return (loss * weights).sum() / weights.sum()
+    return softmax_loss(users, items[1:], target_rows - 1, weights, temperature)
+
+
+def softmax_loss(users: Tensor, items: Tensor, targets: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """The weighted mean cross entropy of each target among the items. users [N, D], items [V, D], targets, weights [N].
+
+    Never are N x V logits held: their gradient is worked out beside them, some users at a time.
+    """
+    loss: Tensor = _SoftmaxLoss.apply(users, items, targets, weights / weights.sum(), temperature)
+    return loss
+
+
+class _SoftmaxLoss(torch.autograd.Function):
+    """softmax_loss with weights that sum to 1. The loss is a number and its weights are known, so the gradient of each
+    chunk of logits is known once its softmax is: three products of matrices, and no logit worked out twice."""
+
+    @staticmethod
+    def forward(ctx: Any, users: Tensor, items: Tensor, targets: Tensor, weights: Tensor, temperature: float) -> Tensor:
+        with torch.autocast(users.device.type, enabled=False):
+            loss, by_users, by_items = _worked_out(users.float(), items.float(), targets, weights, temperature)
+        ctx.save_for_backward(by_users, by_items)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        by_users, by_items = ctx.saved_tensors
+        return by_users * by_loss, by_items * by_loss, None, None, None
+
+
+def _worked_out(
+    users: Tensor, items: Tensor, targets: Tensor, weights: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, its gradient by the users [N, D] and that by the items [V, D]."""
+    count = len(users)
+    step = max(1, min(count, LOGITS_AT_ONCE[users.device.type] // max(len(items), 1)))
+    users = users / temperature
+    by_users, by_items = torch.empty_like(users), torch.zeros_like(items)
+    room = users.new_empty(step, len(items))
+    loss = users.new_zeros(())
+    for first in range(0, count, step):
+        some = users[first : first + step]
+        wanted, weight = targets[first : first + step, None], weights[first : first + step, None]
+        shares = torch.mm(some, items.T, out=room[: len(some)])
+        torch.softmax(shares, dim=1, out=shares)
+        mine = shares.gather(1, wanted)
+        loss -= (mine.clamp(min=1e-38).log() * weight).sum()
+        shares.scatter_(1, wanted, mine - 1.0)
+        torch.mm(shares, items, out=by_users[first : first + step])
+        by_items.addmm_(shares.T, some * weight)
+    return loss, by_users.mul_(weights[:, None] / temperature), by_items
 
 
 def ranking_loss(logits: Tensor, labels: Tensor, real: Tensor, listwise_weight: float) -> Tensor:

@@ -12,6 +12,8 @@ from models.batches import HeldOut, Sequences
 
 TOKENS_MAX_PER_TARGET = 6
 """A batch is closed, too, when padding makes it this many times as large as its targets."""
+UNLIKE = 0.05
+"""By how much the lengths of a batch's windows may differ: enough for other neighbours in every epoch."""
 WEIGHT_MIN = 0.1
 
 
@@ -29,6 +31,7 @@ class Packed:
     """One batch of windows, padded at the end. Position p of `target_rows` is what came after p events (0: no target).
 
     rows, actions, times_s [B, H]; asked_s, target_rows [B, H + 1]; weights float32 [B, H + 1], 0 where no target is.
+    `first`: no target of any of them comes before this position.
     """
 
     rows: NDArray[np.int64]
@@ -37,6 +40,7 @@ class Packed:
     asked_s: NDArray[np.int64]
     target_rows: NDArray[np.int64]
     weights: NDArray[np.float32]
+    first: int
 
 
 def cut_windows(sequences: Sequences, length: int) -> Windows:
@@ -67,9 +71,13 @@ def target_weights(sequences: Sequences, half_life_days: float) -> NDArray[np.fl
 def batches(
     sequences: Sequences, windows: Windows, weights: NDArray[np.float32], targets_max: int, rng: np.random.Generator
 ) -> Iterator[Packed]:
-    """All windows once, those of like length together, in random order; about `targets_max` targets to a batch."""
+    """All windows once, in random order; about `targets_max` targets to a batch. Windows of like length stand together,
+    so that little is padding; those that only read before their first target stand apart, so that no answer is worked
+    out there."""
     lengths = windows.stops - windows.starts
-    order = np.argsort(lengths * rng.uniform(0.9, 1.1, len(lengths)) + rng.uniform(0, 0.5, len(lengths)))
+    read_only = windows.targets_from > windows.starts
+    by_length = lengths * rng.uniform(1.0 - UNLIKE, 1.0 + UNLIKE, len(lengths)) + rng.uniform(0, 0.5, len(lengths))
+    order = np.lexsort((by_length, read_only))
     groups = list(_groups(order, lengths, windows.stops - windows.targets_from, targets_max))
     for place in rng.permutation(len(groups)):
         yield pack(sequences, windows, weights, groups[place])
@@ -92,6 +100,7 @@ def pack(sequences: Sequences, windows: Windows, weights: NDArray[np.float32], c
         np.where(inside, sequences.times_s[safe], 0),
         np.where(counted, sequences.rows[safe], 0).astype(np.int64),
         np.where(counted, weights[safe], 0.0).astype(np.float32),
+        int((windows.targets_from[chosen] - starts).min()),
     )
 
 

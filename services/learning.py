@@ -67,7 +67,8 @@ def evaluate_files(settings: Settings, wanted: Wanted, progress: Progress = unwa
     from services.evaluation.run import evaluate as ranked
 
     s = settings
-    means = Means(unrecorded, s.effort, s.text_encoder, s.device, s.train_threads, s.text_batch_max)
+    means = Means(unrecorded, s.effort, s.text_encoder, s.device, s.train_threads, s.text_batch_max,
+                  block=wanted.block, size=wanted.size)  # fmt: skip
     run = evaluate_impressions if wanted.impressions else ranked
     return run(wanted, s.kind_rules(), means, progress)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from services.domain import Metric
     from services.evaluation.run import Report, Wanted
 
+Name = TypeVar("Name", bound=str)
 PROTOCOLS = ("temporal", "leave-one-out", "targets")
 MODELS = "tower,pipeline,popularity,trending,itemknn,ease,last-click"
 
@@ -39,6 +40,8 @@ HistoryMin = Annotated[
 Models = Annotated[
     str | None, typer.Option(help=f"Of {MODELS} (the default: all); tuned, or set: popularity:7d, ease:300.")
 ]
+Blocks = Annotated[str | None, typer.Option(help="What the tower is made of: ligr (if not given), sasrec or hstu.")]
+Size = Annotated[str | None, typer.Option(help="How large a tower: small, base or large; by the data if not given.")]
 Against = Annotated[str | None, typer.Option(help="Whom the others are compared with; the best baseline if not given.")]
 Seeds = Annotated[
     int | None, typer.Option(min=1, help="Trainings of tower and pipeline, 3 if not given; setting `effort` each.")
@@ -65,6 +68,8 @@ def evaluate(  # noqa: PLR0913
     seen: Seen = None,
     history_min: HistoryMin = None,
     models: Models = None,
+    blocks: Blocks = None,
+    size: Size = None,
     against: Against = None,
     seeds: Seeds = None,
     at: At = None,
@@ -75,7 +80,7 @@ def evaluate(  # noqa: PLR0913
 
     With --events: models on plain files, the whole catalogue ranked for every case; no instance is needed. Without: the
     live release of the home on its newest events, beside windowed popularity and item-kNN. What does not exist yet: the
-    protocol replay, and a choice of the tower's blocks and size.
+    protocol replay.
     """
     from services.domain import BadRequest
 
@@ -89,7 +94,8 @@ def evaluate(  # noqa: PLR0913
         of_files = {
             "--items": items, "--impressions": impressions,
             "--targets": targets, "--cut": cut, "--seen": seen, "--history-min": history_min,
-            "--models": models, "--against": against, "--seeds": seeds, "--at": at, "--out": out,
+            "--models": models, "--blocks": blocks, "--size": size, "--against": against, "--seeds": seeds,
+            "--at": at, "--out": out,
         }  # fmt: skip
         _refuse(of_files, "goes with --events FILE, which is not given")
         _live(context, protocol or "temporal", as_json)
@@ -97,12 +103,14 @@ def evaluate(  # noqa: PLR0913
     if items is None or out is None:
         missing = "--items FILE" if items is None else "--out DIR"
         raise BadRequest(f"--events goes with {missing}, which is not given")
+    from models.config import BLOCK_NAMES, SIZES
     from services.evaluation.run import Wanted
 
     named = tuple(each.strip() for each in (models or MODELS).split(","))
     wanted = Wanted(
         events, items, protocol or "temporal", named, targets, cut, _seen(seen),  # type: ignore[arg-type]
         _depths(at or "10,20,200"), seeds or 3, history_min=history_min, against=against, impressions=impressions,
+        block=_one_of("--blocks", blocks or "ligr", BLOCK_NAMES), size=_one_of("--size", size, SIZES) if size else None,
     )  # fmt: skip
     _files(context, wanted, out, as_json)
 
@@ -163,6 +171,16 @@ def _refuse(given: Mapping[str, object], why: str) -> None:
     for name, value in given.items():
         if value is not None:
             raise BadRequest(f"{name} {why}")
+
+
+def _one_of(option: str, given: str, names: tuple[Name, ...]) -> Name:
+    """The name that was given. Raises BadRequest where it is none of them."""
+    from services.domain import BadRequest
+
+    found = next((name for name in names if name == given), None)
+    if found is None:
+        raise BadRequest(f"{option} is {', '.join(names[:-1])} or {names[-1]}, not {given!r}")
+    return found
 
 
 def _seen(given: str | None) -> str:

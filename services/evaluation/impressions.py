@@ -61,7 +61,7 @@ def evaluate_impressions(wanted: Wanted, rules: KindRules, means: Means, progres
                     else trainer.scores_among(release, lists, text)
                 )
                 scored.setdefault(model, []).append(made)
-                settings[model] = f"effort {means.effort}, text encoder {means.text_encoder}, seeds 1 to {seed}"
+                settings[model] = means.told(seed)
     ordered = {model: scored[model] for model in wanted.models}
     against, lines = _lines(wanted, cases, data.impressions, ordered)
     return Report(wanted, _facts(data, cases), settings, against, lines)

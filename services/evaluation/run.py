@@ -22,7 +22,7 @@ from services.evaluation.ranking import Board, Ranked
 from services.evaluation.tuning import choices_of, tuned
 
 if TYPE_CHECKING:
-    from models.config import Effort, ModelConfig
+    from models.config import BlockName, Effort, ModelConfig, Size
     from services.training.evaluate import StagesFor
 
 TRAINED = ("tower", "pipeline")
@@ -34,7 +34,8 @@ SEEDS = 3
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What is to be measured. `models`: names, a baseline with its setting behind a colon where it is not to be tuned.
-    `against`: the model that all others are compared with; None: the best of the baselines."""
+    `against`: the model that all others are compared with; None: the best of the baselines. `block` and `size`: of the
+    tower; no size: by that of the data."""
 
     events: Path
     items: Path
@@ -48,11 +49,14 @@ class Wanted:
     history_min: int | None = None
     against: str | None = None
     impressions: Path | None = None
+    block: BlockName = "ligr"
+    size: Size | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What training needs beside the data. `model` None: hyper-parameters by the size of the data."""
+    """What training needs beside the data. `model` None: hyper-parameters by the size of the data, with a tower of
+    `block`s and of `size`."""
 
     stages_for: StagesFor
     effort: Effort
@@ -61,6 +65,13 @@ class Means:
     threads: int
     text_batch_max: int
     model: ModelConfig | None = None
+    block: BlockName = "ligr"
+    size: Size | None = None
+
+    def told(self, seeds: int) -> str:
+        """How models are trained, for people."""
+        shape = f"tower {self.block}" + (f" {self.size}" if self.size else "")
+        return f"effort {self.effort}, {shape}, text encoder {self.text_encoder}, seeds 1 to {seeds}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +123,7 @@ def evaluate(wanted: Wanted, rules: KindRules, means: Means, progress: Progress)
         for seed in range(1, wanted.seeds + 1):
             for model, made in trainer.ranked(board, learned, seed).items():
                 ranked.setdefault(model, []).append(made)
-                settings[model] = f"effort {means.effort}, text encoder {means.text_encoder}, seeds 1 to {seed}"
+                settings[model] = means.told(seed)
     described, by = described_by(data)
     measures = Measures(cases, described, wanted.at)
     against = wanted.against or _best_baseline(ranked, cases, wanted)

@@ -34,7 +34,7 @@ from services.training.parts import Choices, Examples, ReleaseParts, Sources, co
 from services.training.plans import Plan, last_events, newest_rounds
 
 if TYPE_CHECKING:
-    from models.config import Effort, ModelConfig
+    from models.config import ModelConfig
     from models.release import ModelRelease
     from services.evaluation.run import Means
 
@@ -57,7 +57,7 @@ class Trainer:
         self._means = means
         self._progress = progress
         self._plan = plan_of(cases)
-        self._config = means.model or _config(cases, self._plan, means.effort)
+        self._config = means.model or _config(cases, self._plan, means)
         length = max(HISTORY_MAX, self._config.history)
         self._history = EventsHistory(cases.train, length)
         self._known = _Known(items, cases, means, self._history, progress)
@@ -228,8 +228,8 @@ def plan_of(cases: Cases) -> Plan:
     return last_events if float(np.median(later)) >= ALL_OVER_SHARE else newest_rounds
 
 
-def _config(cases: Cases, plan: Plan, effort: Effort) -> ModelConfig:
-    config = config_for(cases.train, effort, seed=1)
+def _config(cases: Cases, plan: Plan, means: Means) -> ModelConfig:
+    config = config_for(cases.train, means.effort, 1, means.block, means.size)
     if plan is newest_rounds:
         return config
     length = LONG_HISTORY if len(cases.train) >= LONG_FROM_EVENTS else config.history

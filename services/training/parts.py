@@ -13,7 +13,7 @@ import structlog
 from numpy.typing import NDArray
 
 from models.batches import Prefixes, Progress, RankingExamples
-from models.config import Effort, ModelConfig
+from models.config import BlockName, Effort, ModelConfig, Size
 from models.fit import FittedTower, assemble, fit_reranker
 from models.release import ModelRelease, ReleaseDamaged
 from services.domain import BadRequest, Metric, ReleaseInfo, ReleaseInvalid, Verdict, from_us, to_us
@@ -258,10 +258,12 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         torch.set_num_threads(self._choices.threads or spare_cores())
 
 
-def config_for(events: EventColumns, effort: Effort, seed: int) -> ModelConfig:
+def config_for(
+    events: EventColumns, effort: Effort, seed: int, block: BlockName = "ligr", size: Size | None = None
+) -> ModelConfig:
     """The hyper-parameters for the size of the data, and for how fast what is liked passes in it."""
     items = len(np.unique(events.item_codes[events.weight != 0]))
-    by_size = ModelConfig.for_data(len(events), items, effort, seed)
+    by_size = ModelConfig.for_data(len(events), items, effort, seed, block, size)
     return replace(by_size, recency_half_life_days=target_half_life_days(events))
 
 

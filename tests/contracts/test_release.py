@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,27 @@ def test_damage_is_refused_by_the_name_of_the_file(fresh: ModelRelease, tmp_path
         (folder / name).write_bytes(raw if how == "changed" else raw[: len(raw) // 2])
     with pytest.raises(ReleaseDamaged, match=name):
         ModelRelease.load(folder, "cpu")
+
+
+def _rewritten(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
+    said = json.loads((folder / MANIFEST).read_text())
+    change(said["config"])
+    (folder / MANIFEST).write_text(json.dumps(said))
+
+
+def test_a_manifest_from_before_blocks_could_be_chosen_is_one_of_ligr(fresh: ModelRelease, tmp_path: Path) -> None:
+    fresh.save(tmp_path / "r1")
+    _rewritten(tmp_path / "r1", lambda config: config.pop("block"))
+    loaded = ModelRelease.load(tmp_path / "r1", "cpu")
+    assert loaded.manifest.config.block == "ligr"
+    assert np.array_equal(loaded.user_vector(_history(fresh), NOW_S), fresh.user_vector(_history(fresh), NOW_S))
+
+
+def test_a_block_that_does_not_exist_is_refused(fresh: ModelRelease, tmp_path: Path) -> None:
+    fresh.save(tmp_path / "r1")
+    _rewritten(tmp_path / "r1", lambda config: config.update(block="perceptron"))
+    with pytest.raises(ReleaseDamaged, match="there is no block 'perceptron'; there are ligr, sasrec, hstu"):
+        ModelRelease.load(tmp_path / "r1", "cpu")
 
 
 def test_files_of_two_releases_do_not_make_one(fresh: ModelRelease, tmp_path: Path) -> None:

@@ -11,15 +11,19 @@ import torch
 from model_world import ITEMS, TEXTS, TINY, VOCABULARY, checkerboard, examples_of, without_newest
 from numpy.typing import NDArray
 
-from models.batches import RankingExamples, Sequences
+from models.batches import HeldOut, RankingExamples, Sequences
 from models.fit import FittedTower, continue_tower, fit_reranker, fit_tower
 from models.metrics import hit_ratio, places
 
 
 @pytest.fixture(scope="module")
 def fitted() -> FittedTower:
+    """Stopped by the event before the withheld one, of all users: the newest twentieth would be a handful of them."""
     known, _ = without_newest(checkerboard())
-    return fit_tower(known, VOCABULARY, TEXTS, TINY, device="cpu")
+    older, newest = without_newest(known)
+    prefixes = older.prefixes_at(np.arange(older.users), np.full(older.users, 2_000_000_000), TINY.history)
+    held_out = HeldOut(prefixes, newest.astype(np.int32))
+    return fit_tower(older, VOCABULARY, TEXTS, TINY, validation=held_out, device="cpu")
 
 
 def _places(tower: FittedTower, shown: Sequences, had: Sequences, wanted: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -129,6 +129,15 @@ def test_the_version_is_that_of_the_package() -> None:
         (("status",), "there is no instance at"),
         (("consume", "cooks"), "there is no consumer 'cooks'; there are features, trends, archive, catalogue"),
         (("evaluate", "--protocol", "magic"), "there is no protocol 'magic'"),
+        (("evaluate", "--blocks", "hstu"), "--blocks goes with --events FILE, which is not given"),
+        (
+            ("evaluate", "--events", "e", "--items", "i", "--out", "o", "--blocks", "lstm"),
+            "--blocks is ligr, sasrec or hstu, not 'lstm'",
+        ),
+        (
+            ("evaluate", "--events", "e", "--items", "i", "--out", "o", "--size", "huge"),
+            "--size is small, base or large, not 'huge'",
+        ),
         (("retrain", "--effort", "heroic"), "effort='heroic' is refused"),
         (("import",), "name at least one file"),
         (("import", "nowhere.csv"), "there is no file nowhere.csv"),

@@ -82,6 +82,9 @@ def test_windows_foretell_every_event_once_and_read_at_least_half_of_the_length(
     assert windows.starts.tolist() == [0, 3, 6]
     assert windows.stops.tolist() == [5, 8, 11]
     assert windows.targets_from.tolist() == [0, 5, 8]
+    chosen = [np.array(each) for each in ([0], [1], [0, 1])]
+    firsts = [pack(line, windows, target_weights(line, 1e9), each).first for each in chosen]
+    assert firsts == [0, 2, 0], "before its third position the second window only reads"
 
 
 def test_a_packed_position_foretells_what_came_after_that_many_events() -> None:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from model_world import TINY
 
+from models.blocks import HIDDEN, Hstu, Ligr, Sasrec
+from models.config import BLOCK_NAMES, ModelConfig
 from models.items import ItemEncoder, TextBasis
-from models.tower import UserTower, time_bucket
+from models.tower import QUERIES_AT_ONCE, UserTower, looked_up, time_bucket
 
-CONFIGS = [replace(TINY, blocks=1), replace(TINY, blocks=2)]
+CONFIGS = [replace(TINY, block=block, blocks=blocks) for block in BLOCK_NAMES for blocks in (1, 3)]
 
 
 def _inputs(batch: int = 2, length: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -60,6 +62,39 @@ def test_the_newest_vector_is_the_last_of_all(config: object) -> None:
     assert torch.allclose(every[:, -1], tower.newest(vectors, actions, times_s, now_s, real), atol=1e-5)
 
 
+@pytest.mark.parametrize("block", BLOCK_NAMES)
+def test_a_long_history_in_runs_of_queries_is_the_same_as_each_query_alone(block: str) -> None:
+    tower = _tower(replace(TINY, block=block, history=150, blocks=1))  # type: ignore[arg-type]
+    vectors, actions, times_s, real = _inputs(length=2 * QUERIES_AT_ONCE + 9)
+    now_s = times_s[:, -1] + 3600
+    asked = torch.cat([times_s, now_s[:, None]], dim=1)
+    every = tower(vectors, actions, times_s, asked, real)
+    for last in (0, 3, QUERIES_AT_ONCE - 1, QUERIES_AT_ONCE, 2 * QUERIES_AT_ONCE, every.shape[1] - 1):
+        before = vectors[:, :last], actions[:, :last], times_s[:, :last]
+        alone = tower.newest(*before, asked[:, last], real[:, :last])
+        assert torch.allclose(every[:, last], alone, atol=1e-5), f"query {last}"
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_answers_from_a_place_on_are_those_of_all_from_there_on(config: object) -> None:
+    tower = _tower(config)
+    vectors, actions, times_s, real = _inputs()
+    asked = torch.cat([times_s, times_s[:, -1:] + 60], dim=1)
+    every = tower(vectors, actions, times_s, asked, real)
+    assert torch.allclose(tower(vectors, actions, times_s, asked, real, 2), every[:, 2:], atol=1e-6)
+
+
+def test_a_table_is_looked_up_and_learns_as_by_its_places() -> None:
+    places = torch.tensor([[[0, 2], [2, 1]]])
+    weights = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]], [[[5.0, 6.0], [7.0, 8.0]]]])
+    table = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]], requires_grad=True)
+    found = looked_up(table, places)
+    assert found.tolist() == [[[[1.0, 3.0], [3.0, 2.0]]], [[[5.0, 7.0], [7.0, 6.0]]]]
+    (found * weights).sum().backward()
+    assert table.grad is not None
+    assert table.grad.tolist() == [[1.0, 4.0, 5.0, 0.0], [5.0, 8.0, 13.0, 0.0]]
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_padding_at_the_front_changes_nothing(config: object) -> None:
     tower = _tower(config)
@@ -84,6 +119,56 @@ def test_the_time_since_the_newest_event_matters() -> None:
     soon = tower.newest(vectors, actions, times_s, times_s[:, -1] + 10, real)
     late = tower.newest(vectors, actions, times_s, times_s[:, -1] + 30 * 86_400, real)
     assert not torch.allclose(soon, late, atol=1e-3)
+
+
+ONE_HEAD = replace(TINY, width=1, heads=1, ff_multiple=1, dropout=0.0)
+"""Of width 1 every LayerNorm gives its bias, so that a block can be worked out by hand."""
+
+
+def _all_ones(block: torch.nn.Module) -> torch.nn.Module:
+    with torch.no_grad():
+        for each in block.parameters():
+            each.fill_(1.0)
+    return block
+
+
+def test_an_hstu_block_sums_what_each_event_says_by_its_own_logit() -> None:
+    block = Hstu(replace(TINY, width=2, heads=1)).eval()
+    with torch.no_grad():
+        for name, each in block.named_parameters():
+            each.copy_(torch.eye(2).repeat(len(each) // 2, 1) if each.ndim == 2 else torch.zeros_like(each))
+            if name.startswith("norm") and name.endswith("weight"):
+                each.fill_(1.0)
+    tokens = torch.tensor([[[3.0, 1.0], [1.0, 3.0], [5.0, 1.0]]])
+    biases = [torch.tensor([[[[0.5, HIDDEN, 0.0]]]])]
+    # The norm makes (1, -1), (-1, 1), (1, -1) of the tokens; SiLU makes (.7311, -.2689) of (1, -1): q, k, v, u of the
+    # first and of the last. Logit: (.5345 + .0723) / sqrt 2 = .4291; with the bias .9291 and .4291, the second unseen.
+    # SiLU: .9291 * .7169 = .6661, .4291 * .6057 = .2599; the sum .9260 * (.7311, -.2689) is normed to (1, -1) and
+    # gated to (.7311, .2689).
+    assert torch.allclose(block(tokens, biases), torch.tensor([[[5.7311, 1.2689]]]), atol=2e-3)
+
+
+def test_a_sasrec_block_adds_and_a_ligr_block_adds_through_its_gates() -> None:
+    tokens, biases = torch.tensor([[[2.0], [4.0]]]), [torch.zeros(1, 1, 1, 2)]
+    # Norms give 1, so every query, key and value is 2, and mix makes 3 of the attended 2: 4 + 3 = 7. The network:
+    # gelu(2) = 1.9545, + 1: 7 + 2.9545.
+    assert _all_ones(Sasrec(ONE_HEAD))(tokens, biases).item() == pytest.approx(9.9545, abs=1e-3)
+    # Gates: sigmoid(4 + 1) = .9933, so 4 + .9933 * 3 = 6.9799. The network: silu(2) * 2 = 3.5232, + 1; its gate
+    # sigmoid(7.98) = .99966: 6.9799 + 4.5217.
+    assert _all_ones(Ligr(ONE_HEAD))(tokens, biases).item() == pytest.approx(11.5016, abs=1e-3)
+
+
+def test_the_size_of_the_data_chooses_that_of_the_tower_unless_it_is_chosen() -> None:
+    def shape(events: int, **chosen: object) -> tuple[str, int, int]:
+        config = ModelConfig.for_data(events, 1000, "normal", **chosen)  # type: ignore[arg-type]
+        return config.block, config.width, config.blocks
+
+    assert [shape(events) for events in (100_000, 1_000_000, 10_000_000)] == [
+        ("ligr", 64, 1), ("ligr", 64, 2), ("ligr", 128, 4),
+    ]  # fmt: skip
+    assert shape(100_000, size="large") == ("ligr", 128, 4)
+    assert shape(10_000_000, size="small", block="sasrec") == ("sasrec", 64, 1)
+    assert shape(1_000_000, block="hstu") == ("hstu", 64, 4)
 
 
 def test_an_item_never_seen_stands_where_its_text_does() -> None:
