@@ -105,7 +105,7 @@ class ModelRelease:
 
     def user_vector(self, history: History, now_s: int) -> NDArray[np.float32]:
         """What a user wants now, by their newest events (a stranger has a vector too). [D], length 1."""
-        history = self._newest(history)
+        history = self.newest(history)
         with torch.inference_mode():
             vectors, actions, times_s, real = self._history(history)
             now = torch.tensor([now_s], device=self.device)
@@ -147,7 +147,7 @@ class ModelRelease:
         times the candidate's, whatever source proposed it.
         """
         assert features.shape == (len(candidate_vectors), len(self.manifest.feature_names)), f"{features.shape}"
-        history = self._newest(history)
+        history = self.newest(history)
         with torch.inference_mode():
             vectors, actions, times_s, real = self._history(history)
             logits = self.networks.reranker(
@@ -156,6 +156,13 @@ class ModelRelease:
             )  # fmt: skip
             chances: NDArray[np.float32] = torch.sigmoid(logits[0]).cpu().numpy()
         return chances
+
+    def newest(self, history: History) -> History:
+        """The newest events of known items, as many as the towers were fitted to."""
+        known = np.flatnonzero(np.any(history.vectors != 0, axis=1))[-self.manifest.config.history :]
+        if len(known) == len(history.times_s):
+            return history
+        return History(history.vectors[known], history.actions[known], history.times_s[known])
 
     def save(self, folder: Path) -> None:
         """Write the directory, whole or not at all. An existing one is never overwritten."""
@@ -205,13 +212,6 @@ class ModelRelease:
         digests = {name: _digest(folder / name) for name in (VOCABULARY, WEIGHTS, VECTORS, INDEX)}
         said = {**asdict(self.manifest), "files": digests}
         (folder / MANIFEST).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-    def _newest(self, history: History) -> History:
-        """The newest events of known items, as many as the towers were fitted to."""
-        known = np.flatnonzero(np.any(history.vectors != 0, axis=1))[-self.manifest.config.history :]
-        if len(known) == len(history.times_s):
-            return history
-        return History(history.vectors[known], history.actions[known], history.times_s[known])
 
     def _history(self, history: History) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         times_s = self._one(history.times_s)

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from services.evaluation.run import Report, Wanted
 
 Name = TypeVar("Name", bound=str)
-PROTOCOLS = ("temporal", "leave-one-out", "targets")
+PROTOCOLS = ("temporal", "leave-one-out", "targets", "replay")
+FEATURES = ("live", "hourly", "daily", "frozen")
+SEEN = ("drop", "keep")
+RETRAIN = ("never", "1h", "1d", "7d")
 MODELS = "tower,pipeline,popularity,trending,itemknn,ease,last-click"
 
 Protocol = Annotated[
-    str | None, typer.Option(help="Cases: temporal (the default: frozen at a cut), leave-one-out, targets.")
+    str | None,
+    typer.Option(help="Cases: temporal (the default: frozen at a cut), leave-one-out, targets, replay (a stream)."),
 ]
 Events = Annotated[
     Path | None, typer.Option(help="Events: user_id,item_id,timestamp[,kind,value]; csv (also gz) or parquet.")
@@ -32,7 +36,20 @@ Targets = Annotated[Path | None, typer.Option(help="For targets: user_id,item_id
 Impressions = Annotated[
     Path | None, typer.Option(help="Judge shown lists instead: impression_id,user_id,timestamp,item_id,clicked.")
 ]
-Cut = Annotated[str | None, typer.Option(help="For temporal: a share of the time span (0.8 if not given) or a time.")]
+Cut = Annotated[
+    str | None,
+    typer.Option(
+        help="A time, or for temporal a share of the time span (default 0.8), for replay a share of the events (0.9)."
+    ),
+]
+Features = Annotated[
+    str | None,
+    typer.Option(help="For replay, what a case knows: live (if not given), hourly, daily (UTC), frozen (at the cut)."),
+]
+Retrain = Annotated[
+    str | None,
+    typer.Option(help="For replay, train anew on all consumed: never (if not given), every 1h, 1d or 7d."),
+]
 Seen = Annotated[str | None, typer.Option(help="What a user has had: drop (if not given) or keep.")]
 HistoryMin = Annotated[
     int | None, typer.Option(min=0, help="Events before it that a judged case has: 5, 1 or 0 by protocol.")
@@ -65,6 +82,8 @@ def evaluate(  # noqa: PLR0913
     targets: Targets = None,
     impressions: Impressions = None,
     cut: Cut = None,
+    features: Features = None,
+    retrain: Retrain = None,
     seen: Seen = None,
     history_min: HistoryMin = None,
     models: Models = None,
@@ -79,8 +98,7 @@ def evaluate(  # noqa: PLR0913
     """Measure models on files, or the live release.
 
     With --events: models on plain files, the whole catalogue ranked for every case; no instance is needed. Without: the
-    live release of the home on its newest events, beside windowed popularity and item-kNN. What does not exist yet: the
-    protocol replay.
+    live release of the home on its newest events, beside windowed popularity and item-kNN.
     """
     from services.domain import BadRequest
 
@@ -88,12 +106,13 @@ def evaluate(  # noqa: PLR0913
         raise BadRequest(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
     if impressions is not None:
         needless = {"--protocol": protocol, "--targets": targets, "--cut": cut, "--seen": seen, "--at": at,
-                    "--history-min": history_min}  # fmt: skip
+                    "--history-min": history_min, "--features": features, "--retrain": retrain}  # fmt: skip
         _refuse(needless, "does not go with --impressions FILE")
     if events is None:
         of_files = {
             "--items": items, "--impressions": impressions,
             "--targets": targets, "--cut": cut, "--seen": seen, "--history-min": history_min,
+            "--features": features, "--retrain": retrain,
             "--models": models, "--blocks": blocks, "--size": size, "--against": against, "--seeds": seeds,
             "--at": at, "--out": out,
         }  # fmt: skip
@@ -108,8 +127,9 @@ def evaluate(  # noqa: PLR0913
 
     named = tuple(each.strip() for each in (models or MODELS).split(","))
     wanted = Wanted(
-        events, items, protocol or "temporal", named, targets, cut, _seen(seen),  # type: ignore[arg-type]
+        events, items, protocol or "temporal", named, targets, cut, _one_of("--seen", seen or "drop", SEEN),  # type: ignore[arg-type]
         _depths(at or "10,20,200"), seeds or 3, history_min=history_min, against=against, impressions=impressions,
+        features=_given("--features", features, FEATURES), retrain=_given("--retrain", retrain, RETRAIN),  # type: ignore[arg-type]
         block=_one_of("--blocks", blocks or "ligr", BLOCK_NAMES), size=_one_of("--size", size, SIZES) if size else None,
     )  # fmt: skip
     _files(context, wanted, out, as_json)
@@ -183,12 +203,8 @@ def _one_of(option: str, given: str, names: tuple[Name, ...]) -> Name:
     return found
 
 
-def _seen(given: str | None) -> str:
-    from services.domain import BadRequest
-
-    if given not in (None, "drop", "keep"):
-        raise BadRequest(f"--seen is drop or keep, not {given!r}")
-    return given or "drop"
+def _given(option: str, given: str | None, names: tuple[Name, ...]) -> Name | None:
+    return None if given is None else _one_of(option, given, names)
 
 
 def _depths(given: str) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ Scores = NDArray[np.float64]
 EASE_ITEMS_MAX = 5000
 """EASE inverts a dense matrix of items: 200 MB and some seconds for this many."""
 COVISITS_KEPT = 1000
+EVER_US = 2**61
 
 
 class Ranker(Protocol):
@@ -32,7 +33,8 @@ class Ranker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Popularity:
-    """Positive events in the window before the moment asked; `window_us` None: all that may be learned from."""
+    """Positive events in the window before the moment asked; `window_us` None: all that may be learned from (of a
+    stream: all before the moment)."""
 
     window_us: int | None
 
@@ -40,11 +42,11 @@ class Popularity:
         """Ranker."""
         liked = cases.train.keep(cases.train.positive)
         size = len(liked.item_ids)
-        if self.window_us is None:
+        if self.window_us is None and not cases.streamed:
             counts = np.bincount(liked.item_codes, minlength=size).astype(np.float64)
             return np.broadcast_to(counts, (len(places), size)).copy()
         moments, place = np.unique(cases.until_us[places], return_inverse=True)
-        first = np.searchsorted(liked.occurred_us, moments - self.window_us)
+        first = np.searchsorted(liked.occurred_us, moments - (EVER_US if self.window_us is None else self.window_us))
         last = np.searchsorted(liked.occurred_us, moments)
         found = [np.bincount(liked.item_codes[a:b], minlength=size) for a, b in zip(first, last, strict=True)]
         return np.stack(found).astype(np.float64)[place]
@@ -75,14 +77,14 @@ class Trending:
 class ItemKnn:
     """Summed cosine similarity (of the sets of users) to the newest `newest` items of the history."""
 
-    def __init__(self, train: EventColumns, similarity: csr_array, newest: int) -> None:
+    def __init__(self, similarity: csr_array, newest: int) -> None:
         self._similarity = similarity
-        self._histories = Histories(train, liked=True)
+        self._liked = _Liked()
         self._newest = newest
 
     def scores(self, cases: Cases, places: NDArray[np.int64]) -> Scores:
         """Ranker."""
-        items = [np.unique(each[-self._newest :]) for each in _histories_of(self._histories, cases, places)]
+        items = [np.unique(each[-self._newest :]) for each in self._liked.of(cases, places)]
         return np.asarray((_indicators(items, self._similarity.shape[0]) @ self._similarity).todense())
 
 
@@ -109,12 +111,12 @@ class Ease:
         inverse = np.tril(inverse) + np.tril(inverse, -1).T
         self._weights = -inverse / np.diag(inverse)[None, :]
         np.fill_diagonal(self._weights, 0.0)
-        self._histories = Histories(train, liked=True)
+        self._liked = _Liked()
 
     def scores(self, cases: Cases, places: NDArray[np.int64]) -> Scores:
         """Ranker."""
         size = len(cases.train.item_ids)
-        items = [np.unique(each) for each in _histories_of(self._histories, cases, places)]
+        items = [np.unique(each) for each in self._liked.of(cases, places)]
         found = np.zeros((len(places), size))
         found[:, self._items] = _indicators(items, size)[:, self._items] @ self._weights
         return found
@@ -122,7 +124,8 @@ class Ease:
 
 class LastClick:
     """Items that stood within `lags` positive events of the case's last item in some user's history, by how often,
-    each time counting half after every half-life (infinite: all count the same)."""
+    each time counting half after every half-life (infinite: all count the same). In a stream, what happened between
+    fitting and the case's moment counts too."""
 
     def __init__(self, train: EventColumns, lags: int, half_life_us: float) -> None:
         from scipy.sparse import coo_array, csr_array
@@ -131,22 +134,77 @@ class LastClick:
         rows, columns, weights = covisit_pairs(train, until_us, lags, half_life_us, COVISITS_KEPT)
         shape = (len(train.item_ids), len(train.item_ids))
         self._together = csr_array(coo_array((weights, (rows, columns)), shape=shape))
-        self._histories = Histories(train, liked=True)
+        self._liked = _Liked()
+        self._since = _MetSince(until_us, lags, half_life_us)
 
     def scores(self, cases: Cases, places: NDArray[np.int64]) -> Scores:
         """Ranker."""
-        items = [each[-1:] for each in _histories_of(self._histories, cases, places)]
-        return np.asarray((_indicators(items, self._together.shape[0]) @ self._together).todense())
+        items = [each[-1:] for each in self._liked.of(cases, places)]
+        found = np.asarray((_indicators(items, self._together.shape[0]) @ self._together).todense())
+        if cases.streamed:
+            liked = self._liked.histories(cases.train)
+            for row, (place, last) in enumerate(zip(places.tolist(), items, strict=True)):
+                self._since.advance(cases.train, liked, int(cases.until_us[place]))
+                if len(last):
+                    self._since.add_to(found[row], int(last[0]))
+        return found
+
+
+class _MetSince:
+    """The pairs of a stream from a time on, as far as it was walked; weights are as of that time, and so grow."""
+
+    def __init__(self, since_us: int, lags: int, half_life_us: float) -> None:
+        self._since_us = since_us
+        self._until_us = since_us
+        self._lags = lags
+        self._half_life_us = half_life_us
+        self._met: dict[int, dict[int, float]] = {}
+
+    def advance(self, events: EventColumns, liked: Histories, until_us: int) -> None:
+        """Take in what happened before a moment, which is not before the last one."""
+        first, last = np.searchsorted(events.occurred_us, (self._until_us, until_us)).tolist()
+        for place in range(first, last):
+            if events.weight[place] > 0:
+                item, at_us = int(events.item_codes[place]), int(events.occurred_us[place])
+                self._meet(item, liked.before(int(events.user_codes[place]), at_us)[-self._lags :].tolist(), at_us)
+        self._until_us = max(self._until_us, until_us)
+
+    def add_to(self, scores: Scores, item: int) -> None:
+        """The weights of all that was met beside an item, onto scores [items]."""
+        met = self._met.get(item, {})
+        scores[list(met)] += list(met.values())
+
+    def _meet(self, item: int, others: Sequence[int], at_us: int) -> None:
+        weight = 2.0 ** ((at_us - self._since_us) / self._half_life_us)
+        for other in others:
+            if other != item:
+                for one, two in ((item, other), (other, item)):
+                    met = self._met.setdefault(one, {})
+                    met[two] = met.get(two, 0.0) + weight
+
+
+class _Liked:
+    """Each case's positive items before its moment, oldest first, of the events that the cases name."""
+
+    def __init__(self) -> None:
+        self._last: tuple[EventColumns, Histories] | None = None
+
+    def of(self, cases: Cases, places: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Of the cases at `places`."""
+        histories = self.histories(cases.train)
+        pairs = zip(cases.users[places].tolist(), cases.until_us[places].tolist(), strict=True)
+        return [histories.before(user, until_us) for user, until_us in pairs]
+
+    def histories(self, events: EventColumns) -> Histories:
+        """Those of some events; the last are kept."""
+        if self._last is None or self._last[0] is not events:
+            self._last = (events, Histories(events, liked=True))
+        return self._last[1]
 
 
 def days_us(days: float) -> int:
     """Days in µs."""
     return round(days * DAY_US)
-
-
-def _histories_of(histories: Histories, cases: Cases, places: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    pairs = zip(cases.users[places].tolist(), cases.until_us[places].tolist(), strict=True)
-    return [histories.before(user, until_us) for user, until_us in pairs]
 
 
 def _indicators(items: Sequence[NDArray[np.int64]], size: int) -> csr_array:

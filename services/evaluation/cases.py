@@ -15,11 +15,11 @@ from services.evaluation.files import Target
 from services.fields import parse_time
 from services.training.columns import EventColumns
 
-Protocol = Literal["leave-one-out", "temporal", "targets"]
+Protocol = Literal["leave-one-out", "temporal", "targets", "replay"]
 Seen = Literal["drop", "keep"]
-PROTOCOLS: tuple[Protocol, ...] = ("leave-one-out", "temporal", "targets")
+PROTOCOLS: tuple[Protocol, ...] = ("leave-one-out", "temporal", "targets", "replay")
 CUT = "0.8"
-HISTORY_MIN: dict[Protocol, int] = {"leave-one-out": 1, "temporal": 5, "targets": 0}
+HISTORY_MIN: dict[Protocol, int] = {"leave-one-out": 1, "temporal": 5, "targets": 0, "replay": 0}
 COLD_USER_EVENTS = 5
 """Who has fewer events before the case is a cold user."""
 
@@ -29,7 +29,8 @@ class Cases:
     """What is judged. `train`: the events that may be learned from, in time order. Case n: `users[n]` is asked for at
     `until_us[n]`, knows the training events strictly before it (`history[n]` of them) and wants `targets[n]`. int64 [N]
 
-    `judged` bool [N]: counts in the part `all`; the others are cold users, shown apart."""
+    `judged` bool [N]: counts in the part `all`; the others are cold users, shown apart. `streamed`: nothing in `train`
+    from a case's moment on may be known to it, whoever answers; otherwise all of it may be learned from."""
 
     train: EventColumns
     users: NDArray[np.int64]
@@ -38,6 +39,7 @@ class Cases:
     history: NDArray[np.int64]
     judged: NDArray[np.bool_]
     seen: Seen
+    streamed: bool = False
 
     def __len__(self) -> int:
         return len(self.users)
@@ -75,7 +77,7 @@ def temporal(events: EventColumns, cut: str, seen: Seen, history_min: int = HIST
     after = events.since(cut_us)
     after = after.keep(after.positive)
     if seen == "drop":
-        after = after.keep(~np.isin(_pairs(after), _pairs(train.keep(train.weight != 0))))
+        after = after.keep(~np.isin(pairs_of(after), pairs_of(train.keep(train.weight != 0))))
     users, first = np.unique(after.user_codes.astype(np.int64), return_index=True)  # the first in time
     targets = after.item_codes[first].astype(np.int64)
     return _cases(train, users, targets, np.full(len(users), cut_us), seen, history_min)
@@ -87,11 +89,7 @@ def leave_one_out(events: EventColumns, seen: Seen, history_min: int = HISTORY_M
     order = np.argsort(events.user_codes, kind="stable")
     eligible = events.positive[order]
     if seen == "drop":
-        known = np.flatnonzero(events.weight != 0)
-        _, first = np.unique(_pairs(events)[known], return_index=True)
-        fresh = np.zeros(len(events), dtype=np.bool_)
-        fresh[known[first]] = True
-        eligible &= fresh[order]
+        eligible &= new_to_users(events)[order]
     users = events.user_codes[order].astype(np.int64)
     done = np.cumsum(events.weight[order] != 0)
     starts = np.searchsorted(users, users)
@@ -167,5 +165,15 @@ def _cases(
     )
 
 
-def _pairs(events: EventColumns) -> NDArray[np.int64]:
+def new_to_users(events: EventColumns) -> NDArray[np.bool_]:
+    """Which events are their user's first on the item, neutral ones aside. bool [N]"""
+    known = np.flatnonzero(events.weight != 0)
+    _, first = np.unique(pairs_of(events)[known], return_index=True)
+    fresh = np.zeros(len(events), dtype=np.bool_)
+    fresh[known[first]] = True
+    return fresh
+
+
+def pairs_of(events: EventColumns) -> NDArray[np.int64]:
+    """A number for each event that is the same for the same user and item. int64 [N]"""
     return events.user_codes.astype(np.int64) * len(events.item_ids) + events.item_codes

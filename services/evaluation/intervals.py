@@ -1,4 +1,4 @@
-"""95 % intervals by the bootstrap over cases: the same resamples for all models, so differences are paired."""
+"""95 % intervals by the bootstrap over users: the same resamples for all models, so differences are paired."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class Resampled:
 
 
 def resampled(metrics: Sequence[PerCase], seed: int = 1) -> list[Resampled]:
-    """Every metric over the same RESAMPLES draws, with replacement, of all its cases. All have the same cases."""
+    """Every metric over the same RESAMPLES draws, with replacement, of all its cases (or users, where it was taken by
+    user). All have the same."""
     cases = len(metrics[0].values)
     above = np.stack([each.values * each.weights for each in metrics], axis=1)
     below = np.stack([each.weights for each in metrics], axis=1)
@@ -61,6 +62,14 @@ def mean_over_seeds(seeds: Sequence[PerCase]) -> PerCase:
     weights = np.mean([each.weights for each in seeds], axis=0)
     above = np.mean([each.values * each.weights for each in seeds], axis=0)
     return PerCase(_ratio(above, weights), weights)
+
+
+def by_user(of_cases: PerCase, users: NDArray[np.int64]) -> PerCase:
+    """One value per user, in the order of their codes: the mean over the user's cases, counting as much as they do. So
+    a resample draws users, with all their cases: those of one user are no independent evidence."""
+    _, place = np.unique(users, return_inverse=True)
+    weights = np.bincount(place, of_cases.weights).astype(np.float64)
+    return PerCase(_ratio(np.bincount(place, of_cases.values * of_cases.weights), weights), weights)
 
 
 def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:

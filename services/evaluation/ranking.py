@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from models.batches import Progress
 from models.metrics import MISSING
 from services.evaluation.baselines import Ranker
 from services.evaluation.cases import Cases, Histories
+from services.training.columns import EventColumns
 
 SCORES_AT_ONCE = 20_000_000
 NOBODY = -1
@@ -26,11 +28,28 @@ class Ranked:
     lists: NDArray[np.int64]
 
 
-class Board:
-    """Where scores become lists of one length. What a user has taken is left out where the cases say `drop`."""
+def nothing_ranked(cases: int, depth: int) -> Ranked:
+    """Empty lists, to be filled."""
+    return Ranked(np.full(cases, MISSING, dtype=np.int64), np.full((cases, depth), NOBODY, dtype=np.int64))
 
-    def __init__(self, cases: Cases, depth: int) -> None:
-        liked = cases.train.item_codes[cases.train.positive]
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What all models made of some cases, a `Ranked` per seed; how each was set; more to tell people, by name."""
+
+    cases: Cases
+    ranked: Mapping[str, Sequence[Ranked]]
+    settings: Mapping[str, str]
+    facts: Mapping[str, str]
+
+
+class Board:
+    """Where scores become lists of one length. What a user has taken is left out where the cases say `drop`. Of equal
+    scores the item with more positive events in `learned` (the training events if not given) comes first."""
+
+    def __init__(self, cases: Cases, depth: int, learned: EventColumns | None = None) -> None:
+        learned = cases.train if learned is None else learned
+        liked = learned.item_codes[learned.positive]
         counts = np.bincount(liked, minlength=len(cases.train.item_ids))
         self.cases = cases
         self.depth = depth
@@ -41,8 +60,7 @@ class Board:
     def rank(self, ranker: Ranker, progress: Progress, text: str) -> Ranked:
         """All cases through one ranker, in the order of their moments, some at a time."""
         cases, size = self.cases, len(self.cases.train.item_ids)
-        places = np.full(len(cases), MISSING, dtype=np.int64)
-        lists = np.full((len(cases), self.depth), NOBODY, dtype=np.int64)
+        ranked = nothing_ranked(len(cases), self.depth)
         by_time = np.argsort(cases.until_us, kind="stable")
         step = max(1, min(256, SCORES_AT_ONCE // size))
         for start in range(0, len(cases), step):
@@ -50,9 +68,9 @@ class Board:
             scores = ranker.scores(cases, some)
             assert scores.shape == (len(some), size), f"scores {scores.shape} of {len(some)} cases and {size} items"
             for row, case in enumerate(some.tolist()):
-                places[case], lists[case] = self.place_and_list(scores[row], case)
+                ranked.places[case], ranked.lists[case] = self.place_and_list(scores[row], case)
             progress(start + len(some), len(cases), text)
-        return Ranked(places, lists)
+        return ranked
 
     def place_and_list(self, scores: NDArray[np.float64], case: int) -> tuple[int, NDArray[np.int64]]:
         """The place of the case's target and the case's list, of scores [items]."""

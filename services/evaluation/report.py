@@ -91,7 +91,7 @@ def page(report: Report) -> str:
         parts += [_bars(report, f"hr@{k}", part)] if part.startswith("cold") else []
     parts.append(
         "<p>Values are means over cases and seeds; bars end at the mean, thin lines are 95 % intervals of a bootstrap "
-        "over cases. Differences are paired: both models on the same resamples.</p>"
+        "over users. Differences are paired: both models on the same resamples.</p>"
     )
     body = "\n".join(parts)
     return (

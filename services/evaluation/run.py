@@ -16,9 +16,11 @@ from models.text import HashingEncoder
 from services.domain import BadRequest, KindRules
 from services.evaluation.cases import Cases, Protocol, Seen, leave_one_out, of_targets, temporal
 from services.evaluation.files import Data, Item, read_data
-from services.evaluation.intervals import Interval, Resampled, mean_over_seeds, resampled
+from services.evaluation.intervals import Interval, Resampled, by_user, mean_over_seeds, resampled
 from services.evaluation.measures import Mask, Measures, PerCase, gains
-from services.evaluation.ranking import Board, Ranked
+from services.evaluation.ranking import Board, Made, Ranked
+from services.evaluation.replay import replay
+from services.evaluation.stream import Features, Retrain
 from services.evaluation.tuning import choices_of, tuned
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class Wanted:
     impressions: Path | None = None
     block: BlockName = "ligr"
     size: Size | None = None
+    features: Features | None = None
+    retrain: Retrain | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +108,31 @@ def evaluate(wanted: Wanted, rules: KindRules, means: Means, progress: Progress)
     check(wanted)
     progress(0, 1, "reading")
     data = read_data(wanted.events, wanted.items, wanted.targets, rules)
-    cases = cases_of(wanted, data)
     progress(1, 1, "reading")
+    made = (replay if wanted.protocol == "replay" else _at_cases)(
+        wanted, data, _named(wanted, BASELINES), _named(wanted, TRAINED), means, progress
+    )
+    described, by = described_by(data)
+    measures = Measures(made.cases, described, wanted.at)
+    against = wanted.against or _best_baseline(made.ranked, made.cases, wanted)
+    ordered = {model: made.ranked[model] for model in wanted.models}
+    lines = _Lines(measures, made.cases, against).of(ordered)
+    return Report(wanted, {**facts_of(data, made.cases, by), **made.facts}, made.settings, against, lines)
+
+
+def _at_cases(
+    wanted: Wanted, data: Data, baselines: Sequence[str], learned: Sequence[str], means: Means, progress: Progress
+) -> Made:
+    """All models on the cases of a protocol that trains once."""
+    cases = cases_of(wanted, data)
     board = Board(cases, max(wanted.at))
     ranked: dict[str, list[Ranked]] = {}
     settings: dict[str, str] = {}
-    for model in wanted.models:
+    for model in baselines:
         name, _, given = model.partition(":")
-        if name in BASELINES:
-            found = tuned(cases, choices_of(name, given or None), wanted.protocol, progress, f"tuning {name}")
-            settings[model] = found.setting
-            ranked[model] = [board.rank(found.ranker, progress, f"ranking by {model}")]
-    learned = [model for model in wanted.models if model in TRAINED]
+        found = tuned(cases, choices_of(name, given or None), wanted.protocol, progress, f"tuning {name}")
+        settings[model] = found.setting
+        ranked[model] = [board.rank(found.ranker, progress, f"ranking by {model}")]
     if learned:
         from services.evaluation.trained import Trainer
 
@@ -124,12 +141,12 @@ def evaluate(wanted: Wanted, rules: KindRules, means: Means, progress: Progress)
             for model, made in trainer.ranked(board, learned, seed).items():
                 ranked.setdefault(model, []).append(made)
                 settings[model] = means.told(seed)
-    described, by = described_by(data)
-    measures = Measures(cases, described, wanted.at)
-    against = wanted.against or _best_baseline(ranked, cases, wanted)
-    ordered = {model: ranked[model] for model in wanted.models}
-    lines = _Lines(measures, cases, against).of(ordered)
-    return Report(wanted, facts_of(data, cases, by), settings, against, lines)
+    return Made(cases, ranked, settings, {})
+
+
+def _named(wanted: Wanted, among: Sequence[str]) -> list[str]:
+    """The wanted models whose name is one of these."""
+    return [model for model in wanted.models if model.partition(":")[0] in among]
 
 
 def check(wanted: Wanted) -> None:
@@ -150,12 +167,15 @@ def check(wanted: Wanted) -> None:
         return
     if (wanted.protocol == "targets") != (wanted.targets is not None):
         raise BadRequest("--targets FILE goes with --protocol targets, and only with it")
-    if wanted.cut is not None and wanted.protocol != "temporal":
-        raise BadRequest("--cut goes with --protocol temporal only")
+    if wanted.cut is not None and wanted.protocol not in ("temporal", "replay"):
+        raise BadRequest("--cut goes with --protocol temporal or replay only")
+    for option, given in (("--features", wanted.features), ("--retrain", wanted.retrain)):
+        if given is not None and wanted.protocol != "replay":
+            raise BadRequest(f"{option} goes with --protocol replay only")
 
 
 def cases_of(wanted: Wanted, data: Data) -> Cases:
-    """The cases of a protocol."""
+    """The cases of a protocol that trains once."""
     least = {} if wanted.history_min is None else {"history_min": wanted.history_min}
     if wanted.protocol == "temporal":
         return temporal(data.events, wanted.cut or "0.8", wanted.seen, **least)
@@ -202,8 +222,7 @@ def _best_baseline(ranked: Mapping[str, Sequence[Ranked]], cases: Cases, wanted:
     """The baseline with the highest NDCG at 10 (or the first depth), the first of equals; None without baselines."""
     k = 10 if 10 in wanted.at else wanted.at[0]
     found = {m: float(gains(np.where(cases.judged, r[0].places, MISSING), k).sum()) for m, r in ranked.items()}
-    named = [model for model in wanted.models if model.partition(":")[0] in BASELINES]
-    return max(named, key=found.__getitem__, default=None)
+    return max(_named(wanted, BASELINES), key=found.__getitem__, default=None)
 
 
 class _Lines:
@@ -220,7 +239,7 @@ class _Lines:
         found: dict[tuple[str, str], list[Line]] = {}
         for part, mask in self._measures.parts().items():
             users = len(np.unique(self._users[mask]))
-            resamples = _resamples(metrics, mask)
+            resamples = _resamples(metrics, mask, self._users[mask])
             for model, seeds in ranked.items():
                 named = {name: resamples[model, name].interval() for name in metrics[model]}
                 named |= self._coverage(mask, seeds)
@@ -247,8 +266,10 @@ class _Lines:
         return {name: Interval(float(np.mean(of)), min(of), max(of)) for name, of in values.items()}
 
 
-def _resamples(metrics: Mapping[str, Mapping[str, PerCase]], mask: Mask) -> dict[tuple[str, str], Resampled]:
-    """Every metric of every model over the same resamples of the cases of a part."""
+def _resamples(
+    metrics: Mapping[str, Mapping[str, PerCase]], mask: Mask, users: NDArray[np.int64]
+) -> dict[tuple[str, str], Resampled]:
+    """Every metric of every model over the same resamples of the users of a part."""
     named = [(model, name) for model, of in metrics.items() for name in of]
-    cut = [PerCase(metrics[m][name].values[mask], metrics[m][name].weights[mask]) for m, name in named]
+    cut = [by_user(PerCase(metrics[m][name].values[mask], metrics[m][name].weights[mask]), users) for m, name in named]
     return dict(zip(named, resampled(cut), strict=True))

@@ -15,16 +15,18 @@ from models.metrics import MISSING
 from models.text import EncoderMissing, open_encoder
 from services.candidates.vectors import ItemVectors
 from services.catalogue.cards import card_text
-from services.domain import HISTORY_MAX, BadRequest, Interaction, ItemCard, Query, ReleaseInfo, UserState, from_us
+from services.domain import HISTORY_MAX, BadRequest, ItemCard, Query, ReleaseInfo, UserState, from_us
 from services.evaluation.baselines import Ranker, Scores
 from services.evaluation.cases import Cases
 from services.evaluation.files import Item
+from services.evaluation.knowledge import interaction_at
 from services.evaluation.ranking import NOBODY, Board, Ranked
 from services.features.fold import fold
 from services.items import CardPart, CovisitsPart, ItemChanged, ItemTable, StatsPart, VectorPart
 from services.memory import MemoryFeatureStore
 from services.ports import FeatureStore
 from services.recommend import recommend
+from services.training.columns import EventColumns
 from services.training.cutoff import covisits
 from services.training.drift import FOREVER_DAYS
 from services.training.examples import corpus_of
@@ -97,24 +99,12 @@ class Trainer:
 
     def fitted(self, seed: int) -> ModelRelease:
         """A release trained with a seed; nothing is saved."""
-        means, train, known = self._means, self._cases.train, self._known
-        sources = Sources(lambda _: train, self._history, lambda *_: known.at(known.end_us), means.stages_for, _nothing)
-        choices = Choices(
-            means.effort,
-            seed,
-            Path(),
-            means.text_encoder,
-            means.device,
-            means.threads,
-            cut_us=known.end_us,
-            model=replace(self._config, seed=seed),
-            plan=self._plan,
-        )
-        nobody = np.zeros(0, dtype=np.int64)
-        judged = Slice(known.end_us, known.end_us, nobody, nobody, np.zeros(0, dtype=np.bool_))
+        known = self._known
         items = known.at(known.end_us)
-        examples = Examples(from_us(known.end_us), corpus_of(train, items), judged, items)
-        return ReleaseParts(sources, choices, self._progress).fit(examples)
+        means = replace(self._means, model=self._config)
+        return fitted_release(
+            self._cases.train, self._history, items, known.end_us, means, seed, self._progress, self._plan
+        )  # fmt: skip
 
     def _by_pipeline(self, release: ModelRelease, depth: int, seed: int) -> Ranked:
         cases = self._cases
@@ -136,6 +126,29 @@ class Trainer:
         return Ranked(places, lists)
 
 
+def fitted_release(
+    train: EventColumns,
+    history: EventsHistory,
+    items: ItemTable,
+    cut_us: int,
+    means: Means,
+    seed: int,
+    progress: Progress,
+    plan: Plan = newest_rounds,
+) -> ModelRelease:
+    """A release trained with a seed on the events before a cut, as a training run fits one; nothing is saved."""
+    sources = Sources(lambda _: train, history, lambda *_: items, means.stages_for, _nothing)
+    model = means.model or config_for(train, means.effort, seed, means.block, means.size)
+    choices = Choices(
+        means.effort, seed, Path(), means.text_encoder, means.device, means.threads, cut_us=cut_us,
+        model=replace(model, seed=seed), plan=plan,
+    )  # fmt: skip
+    nobody = np.zeros(0, dtype=np.int64)
+    judged = Slice(cut_us, cut_us, nobody, nobody, np.zeros(0, dtype=np.bool_))
+    examples = Examples(from_us(cut_us), corpus_of(train, items), judged, items)
+    return ReleaseParts(sources, choices, progress).fit(examples)
+
+
 class _Known:
     """What is known of the items at a moment: cards and text vectors as in the file, counts as of the moment, co-visits
     of all that may be learned from."""
@@ -153,7 +166,7 @@ class _Known:
         codes, first = np.unique(cases.train.item_codes, return_index=True)
         times = cases.train.occurred_us[first].tolist()
         self._first_us = {cases.train.item_ids[c]: us for c, us in zip(codes.tolist(), times, strict=True)}
-        self._vectors = _embedded(items, means, progress)
+        self._vectors = embedded(items, means, progress)
         self._last: tuple[int, ItemTable] | None = None
 
     def at(self, moment_us: int) -> ItemTable:
@@ -236,7 +249,7 @@ def _config(cases: Cases, plan: Plan, means: Means) -> ModelConfig:
     return replace(config, recency_half_life_days=FOREVER_DAYS, history=length)
 
 
-def _embedded(items: Sequence[Item], means: Means, progress: Progress) -> dict[str, VectorPart]:
+def embedded(items: Sequence[Item], means: Means, progress: Progress) -> dict[str, VectorPart]:
     """The text vectors of the items that have a text."""
     try:
         encoder = open_encoder(means.text_encoder, "cpu", means.text_batch_max)
@@ -268,17 +281,7 @@ def _of_users(cases: Cases) -> list[NDArray[np.int64]]:
 def _row(cases: Cases, case: int, places: NDArray[np.int64], length: int) -> UserState:
     """The row that the fold makes of these events; an event's key is its place, so equal times keep their order."""
     events = cases.train
-    return fold(
-        UserState(str(case)),
-        (
-            Interaction(
-                int(events.occurred_us[n]), n, events.item_ids[events.item_codes[n]],
-                events.kinds[events.kind_codes[n]], None, float(events.weight[n]),
-            )
-            for n in places.tolist()
-        ),
-        length,
-    )  # fmt: skip
+    return fold(UserState(str(case)), (interaction_at(events, n) for n in places.tolist()), length)
 
 
 def _nothing(info: ReleaseInfo) -> ModelRelease:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.batches import Progress
 from models.metrics import MISSING
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 TUNED_AT = 10
 CASES_TO_TUNE = 1000
 EASE_ITEMS_TO_TUNE = 1500
+WHOLE = 2**31
+"""Events of a history that no history has."""
 Fit = Callable[[EventColumns], Ranker]
 
 
@@ -76,25 +79,29 @@ def choices_of(name: str, given: str | None) -> Sequence[Choice]:
 
 def tuned(cases: Cases, choices: Sequence[Choice], protocol: Protocol, progress: Progress, text: str) -> Tuned:
     """The best of the choices on cases cut from the training events, fitted on all of these events."""
-    best = choices[0]
-    if len(choices) > 1:
-        inner = _inner(cases, protocol)
-        if inner is not None:
-            best = choices[_best(inner, choices, progress, text)]
-    ranker = best.fit(cases.train)
+    inner = _inner(cases, protocol) if len(choices) > 1 else None
+    return fitted(best_of(inner, inner.train, choices, progress, text) if inner else choices[0], cases.train)
+
+
+def best_of(inner: Cases, learned: EventColumns, choices: Sequence[Choice], progress: Progress, text: str) -> Choice:
+    """The choice with the best NDCG on some cases, the first of equals, each fitted on what may be learned from."""
+    if len(choices) == 1:
+        return choices[0]
+    board = Board(inner, TUNED_AT, learned)
+    found = []
+    for number, choice in enumerate(choices):
+        ranked = board.rank(choice.try_out(learned), _unwatched, "")
+        found.append(float(gains(np.where(inner.judged, ranked.places, MISSING), TUNED_AT).sum()))
+        progress(number + 1, len(choices), text)
+    return choices[int(np.argmax(found))]
+
+
+def fitted(best: Choice, train: EventColumns) -> Tuned:
+    """A choice fitted on some events."""
+    ranker = best.fit(train)
     left_out = getattr(ranker, "left_out", 0)
     note = f"; {left_out:,} items with fewer users left to popularity (at most {EASE_ITEMS_MAX:,})" if left_out else ""
     return Tuned(ranker, best.label + note)
-
-
-def _best(inner: Cases, choices: Sequence[Choice], progress: Progress, text: str) -> int:
-    board = Board(inner, TUNED_AT)
-    found = []
-    for number, choice in enumerate(choices):
-        ranked = board.rank(choice.try_out(inner.train), _unwatched, "")
-        found.append(float(gains(np.where(inner.judged, ranked.places, MISSING), TUNED_AT).sum()))
-        progress(number + 1, len(choices), text)
-    return int(np.argmax(found))  # the first of equals
 
 
 def _inner(cases: Cases, protocol: Protocol) -> Cases | None:
@@ -106,13 +113,19 @@ def _inner(cases: Cases, protocol: Protocol) -> Cases | None:
             inner = leave_one_out(cases.train, cases.seen)
     except BadRequest:
         return None
-    chosen = np.flatnonzero(inner.judged)
-    if len(chosen) > CASES_TO_TUNE:
-        chosen = np.sort(np.random.default_rng(0).choice(chosen, CASES_TO_TUNE, replace=False))
+    chosen = some_of(inner.judged)
     return Cases(
         inner.train, inner.users[chosen], inner.targets[chosen], inner.until_us[chosen], inner.history[chosen],
         inner.judged[chosen], inner.seen,
     )  # fmt: skip
+
+
+def some_of(judged: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The places of the judged cases, at most CASES_TO_TUNE of them, in their order."""
+    chosen = np.flatnonzero(judged)
+    if len(chosen) > CASES_TO_TUNE:
+        chosen = np.sort(np.random.default_rng(0).choice(chosen, CASES_TO_TUNE, replace=False))
+    return chosen
 
 
 def _popularity(window: str) -> Choice:
@@ -140,7 +153,7 @@ class _Similar:
 
 def _item_knn(neighbours: int, newest: int | None, similar: _Similar) -> Choice:
     label = f"{neighbours} neighbours, {'whole history' if newest is None else f'newest {newest} of the history'}"
-    return _same(label, lambda train: ItemKnn(train, similar(train, neighbours), newest or len(train)))
+    return _same(label, lambda train: ItemKnn(similar(train, neighbours), newest or WHOLE))
 
 
 def _ease(regularisation: float) -> Choice:

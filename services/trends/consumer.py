@@ -314,7 +314,7 @@ class TrendsConsumer:
         newest, rows = store.settle(connection, earliest, progress.closed, progress.closed_before)
         touched = tuple(dict.fromkeys(sums.item_ids))
         written_us = store.rising_us(connection, to_us(now))
-        stats = [_stats(newest[item_id], progress.newest_us, written_us) for item_id in touched]
+        stats = [stats_part(newest[item_id], progress.newest_us, written_us) for item_id in touched]
         if touched:
             counts = np.array([each.counts for each in stats], dtype=np.float32)
             stamps = np.array([each.at_us for each in stats], dtype=np.int64)
@@ -385,7 +385,7 @@ def _owned(
     return _Owned(once, log_id, next_offset, stored.state.newest_us, stored.state.until_us, stored)
 
 
-def _stats(standing: Standing, newest_us: int, written_us: int) -> StatsPart:
+def stats_part(standing: Standing, newest_us: int, written_us: int) -> StatsPart:
     """Counts as of the newest event, which is at most an hour before the standing's end."""
     ends_us = end_us(standing.hour)
     at_us = min(ends_us, newest_us)

@@ -120,6 +120,6 @@ def similar(total: float, row: Row, totals: Mapping[str, float], now_us: int, li
     shrink = SHRINK * 2.0 ** ((now_us - EPOCH_US) / HALF_LIFE_US)
     weights = np.asarray(row.weights)
     others = np.asarray([totals[item_id] for item_id in row.item_ids])
-    cosines = weights / np.sqrt((total + shrink) * (others + shrink))
+    cosines = weights / (np.sqrt(total + shrink) * np.sqrt(others + shrink))  # the product would underflow in 1970
     top = np.argsort(-cosines, kind="stable")[:limit].tolist()
     return Row([row.item_ids[place] for place in top], cosines[top].tolist())

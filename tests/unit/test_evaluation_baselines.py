@@ -41,11 +41,11 @@ def test_item_knn_adds_the_cosines_of_the_newest_items_of_the_history() -> None:
     pairs = [("1", "a"), ("1", "b"), ("2", "a"), ("2", "b"), ("3", "b"), ("3", "c"), ("me", "c")]
     events = events_of([(user, item, at) for at, (user, item) in enumerate(pairs)])
     cases = cases_of(events, [("me", "a", 100), ("1", "a", 100)])
-    whole = ItemKnn(events, item_similarity(events), newest=10).scores(cases, np.array([0, 1]))
+    whole = ItemKnn(item_similarity(events), newest=10).scores(cases, np.array([0, 1]))
     assert by_item(cases, whole[0]) == {"b": round(1 / 6**0.5, 6)}
     # The history of 1 is a, b: a from b, b from a, c from b.
     assert by_item(cases, whole[1]) == {"a": 0.816497, "b": 0.816497, "c": 0.408248}
-    newest = ItemKnn(events, item_similarity(events), newest=1).scores(cases, np.array([1]))
+    newest = ItemKnn(item_similarity(events), newest=1).scores(cases, np.array([1]))
     assert by_item(cases, newest[0]) == {"a": 0.816497, "c": 0.408248}
 
 

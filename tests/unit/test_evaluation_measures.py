@@ -10,7 +10,7 @@ from evaluation_world import cases_of, events_of
 
 from models.metrics import MISSING
 from services.evaluation.cases import Cases, Seen
-from services.evaluation.intervals import mean_over_seeds, resampled
+from services.evaluation.intervals import by_user, mean_over_seeds, resampled
 from services.evaluation.measures import Measures, PerCase, distances, unpopular_weights
 from services.evaluation.ranking import NOBODY, Board, Ranked
 
@@ -129,3 +129,14 @@ def test_the_mean_over_seeds_is_taken_case_by_case() -> None:
     assert mean_over_seeds([of([1.0, 0.0]), of([0.0, 0.0])]).values.tolist() == [0.5, 0.0]
     mixed = mean_over_seeds([of([0.4], [1.0]), of([0.0], [0.0])])
     assert (mixed.values.tolist(), mixed.weights.tolist()) == ([0.4], [0.5])
+
+
+def test_a_resample_draws_users_with_all_their_cases() -> None:
+    # Two users: one with three cases of 1, one with a case of 0. By case the mean is 3/4, by user all or nothing can be
+    # drawn: both of the first (1), both of the second (0), one of each (3/4).
+    by_case, users = of([1.0, 1.0, 1.0, 0.0]), np.array([4, 4, 4, 9])
+    found = resampled([by_user(by_case, users)])[0]
+    assert found.value == 0.75
+    assert set(found.means.tolist()) == {0.0, 0.75, 1.0}
+    weighted = by_user(of([1.0, 0.0, 0.5], [1.0, 3.0, 2.0]), np.array([2, 2, 1]))
+    assert (weighted.values.tolist(), weighted.weights.tolist()) == ([0.5, 0.25], [2.0, 4.0])

@@ -142,11 +142,19 @@ def test_shown_lists_without_a_click_or_with_a_protocol_are_refused(files: tuple
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--protocol", "replay"), "there is no protocol 'replay'; there are temporal, leave-one-out, targets"),
+        (("--protocol", "magic"), "there is no protocol 'magic'; there are temporal, leave-one-out, targets, replay"),
         (("--models", "oracle"), "there is no model 'oracle'"),
         (("--models", "popularity:7d,popularity:7d"), "names each model once"),
         (("--protocol", "targets"), "--targets FILE goes with --protocol targets"),
-        (("--protocol", "leave-one-out", "--cut", "0.5"), "--cut goes with --protocol temporal"),
+        (("--protocol", "leave-one-out", "--cut", "0.5"), "--cut goes with --protocol temporal or replay only"),
+        (("--protocol", "temporal", "--features", "live"), "--features goes with --protocol replay only"),
+        (("--retrain", "1d"), "--retrain goes with --protocol replay only"),
+        (
+            ("--protocol", "replay", "--features", "fresh"),
+            "--features is live, hourly, daily or frozen, not",
+        ),
+        (("--protocol", "replay", "--retrain", "2d"), "--retrain is never, 1h, 1d or 7d, not '2d'"),
+        (("--protocol", "replay", "--cut", "1.5"), "--cut 1.5 "),
         (("--against", "ease", "--models", "popularity"), "--against ease is none of --models"),
         (("--at", "ten"), "--at ten: whole numbers"),
         (("--seen", "maybe"), "--seen is drop or keep"),

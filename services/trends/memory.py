@@ -1,0 +1,115 @@
+"""The trends in memory: what the consumer counts, kept in dicts instead of SQL tables, for one stream in time order.
+
+The rules are the consumer's own (`counters`, `covisits`); only where the state lies differs.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.domain import hash64
+from services.items import CovisitsPart, ItemChanged
+from services.trends.consumer import IMPRESSION_KIND, PURCHASE, stats_part
+from services.trends.counters import (
+    CLICK,
+    CONVERSION,
+    IMPRESSION,
+    NOTHING,
+    RING_MAX,
+    Deltas,
+    HourCounts,
+    Once,
+    Standing,
+    cumulated,
+)
+from services.trends.covisits import Pairs, Row, Users, merged, similar
+
+Hour = tuple[int, NDArray[np.int64]]
+"""An hour and what was counted in it, in units [COUNTS_WIDTH]."""
+
+
+class MemoryTrends:
+    """Item counts and co-visits. Events come in time order; a flush tells what they changed."""
+
+    def __init__(self, covisits_items_max: int = 50, ring_max: int = RING_MAX) -> None:
+        self._limit = covisits_items_max
+        self._once = Once(ring_max)
+        self._users = Users()
+        self._deltas, self._pairs = Deltas(), Pairs()
+        self._closed: dict[str, Standing] = {}
+        self._open: dict[str, Hour] = {}
+        self._together: dict[str, tuple[float, Row]] = {}
+        self._newest_us = 0
+
+    def take(self, event_key: int, user_id: str, item_id: str, kind: str, weight: float, occurred_us: int) -> None:
+        """One event with the signed weight of its kind. Impressions are events here: there are no slates."""
+        assert occurred_us >= self._newest_us, f"an event of {occurred_us} after one of {self._newest_us}"
+        self._newest_us = occurred_us
+        shown = kind == IMPRESSION_KIND
+        if weight <= 0 and not shown:
+            return
+        if not self._once.counts(event_key, hash64(f"{user_id}\x1f{item_id}\x1f{kind}"), occurred_us):
+            return
+        if shown:
+            self._deltas.add(item_id, occurred_us, IMPRESSION)
+            return
+        self._deltas.add(item_id, occurred_us, CLICK)
+        if kind == PURCHASE:
+            self._deltas.add(item_id, occurred_us, CONVERSION)
+        self._pairs.add(item_id, occurred_us, self._users.met(user_id, item_id, occurred_us))
+
+    def flush(self, seq: int) -> list[ItemChanged]:
+        """What changed since the last flush, numbered `seq`, as the change feed would say it."""
+        if not len(self._deltas):
+            return []
+        deltas, pairs = self._deltas, self._pairs
+        self._deltas, self._pairs = Deltas(), Pairs()
+        self._once.stored()
+        self._users.stored()
+        return self._counts(deltas.sums(), seq) + self._covisits(pairs, seq)
+
+    def _counts(self, sums: HourCounts, seq: int) -> list[ItemChanged]:
+        rows = self._with_open_hours(sums)
+        after = cumulated([self._closed.get(item_id, NOTHING) for item_id in rows.item_ids], rows)
+        changes = []
+        places = range(len(rows.item_ids))
+        for item_id, of_item in groupby(places, key=rows.item_ids.__getitem__):
+            *before, last = of_item
+            hours = rows.hours
+            if before:
+                self._closed[item_id] = Standing(int(hours[before[-1]]), after[before[-1]])
+            self._open[item_id] = (int(hours[last]), rows.units[last])
+            standing = Standing(int(hours[last]), after[last])
+            changes.append(ItemChanged(item_id, stats_part(standing, self._newest_us, self._newest_us), seq))
+        return changes
+
+    def _with_open_hours(self, sums: HourCounts) -> HourCounts:
+        """The sums with what the open hour of each of their items held before, its hours rising."""
+        item_ids: list[str] = []
+        hours: list[int] = []
+        units: list[NDArray[np.int64]] = []
+        for item_id, hour, counted in zip(sums.item_ids, sums.hours.tolist(), sums.units, strict=True):
+            held = self._open.pop(item_id, None)
+            if held is not None and held[0] < hour:
+                item_ids.append(item_id)
+                hours.append(held[0])
+                units.append(held[1])
+            item_ids.append(item_id)
+            hours.append(hour)
+            units.append(counted + held[1] if held is not None and held[0] == hour else counted)
+        return HourCounts(tuple(item_ids), np.array(hours, dtype=np.int64), np.stack(units))
+
+    def _covisits(self, pairs: Pairs, seq: int) -> list[ItemChanged]:
+        for item_id, met in pairs.weights.items():
+            total, row = self._together.get(item_id, (0.0, None))
+            self._together[item_id] = (total + sum(met.values()), merged(row, met, 2 * self._limit))
+        changes = []
+        for item_id in pairs.weights:
+            total, row = self._together[item_id]
+            totals = {other: self._together[other][0] for other in row.item_ids}
+            near = similar(total, row, totals, self._newest_us, self._limit)
+            changes.append(ItemChanged(item_id, CovisitsPart(near.item_ids, near.weights), seq))
+        return changes
