@@ -63,6 +63,8 @@ class Manifest:
     text_width: int
     notes: Mapping[str, float]
     format: int = FORMAT
+    embedded_by: str = ""
+    """The encoder, with its version, whose text vectors it takes; empty in releases from before this was said."""
 
 
 class Networks(nn.Module):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -335,7 +336,16 @@ class Instance:
         if vectors is not None:
             self._vectors = [*self._vectors[-1:], vectors]  # the old release still answers until the swap
             vectors.load()  # once more: what came since the first look went to the old release only
+            self._forget_vectors(items)
         return stages
+
+    def _forget_vectors(self, items: ItemTable) -> None:
+        """Keep the text vectors that a release of the registry takes: a rollback finds its own."""
+        from services.catalogue.encoders import encoder_of
+
+        encoders = {encoder_of(Path(each.path)) for each in self._home.registry.all()}
+        if "" not in encoders:
+            items.keep_vectors_of(encoders)
 
     def _follow_rows(self) -> None:
         """Read the user rows that are live, a moment after they became it."""

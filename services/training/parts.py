@@ -11,7 +11,7 @@ be in serving; the reranker learns from all rounds. What lies after the cut is s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,7 +86,8 @@ class Sources:
 @dataclass(frozen=True, slots=True)
 class Choices:
     """How a run is to be done. `threads` 0: all cores but one. `cut_us` fixes the cut (for evaluation); None: the gate
-    chooses. `model`: its hyper-parameters; None: the defaults for the size of the data."""
+    chooses. `model`: its hyper-parameters; None: the defaults for the size of the data. `embedded_by`: the encoder of
+    the text vectors that are taken; empty: the one of most items."""
 
     effort: Effort
     seed: int
@@ -98,6 +99,7 @@ class Choices:
     cut_us: int | None = None
     model: ModelConfig | None = None
     served: ServedRules = field(default_factory=ServedRules)
+    embedded_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         before = events.before(cut_us)
         items = self._sources.items_at(before, cut_us)
         self._progress(2, 3, "sequences")
-        corpus = corpus_of(before, items)
+        corpus = corpus_of(before, items, self._choices.embedded_by)
         self._progress(3, 3, "examples read")
         log.info("training_read", events=len(events), before=len(before), judged=len(judged), items=len(items))
         return Examples(now, corpus, judged, items)
@@ -141,7 +143,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         corpus, choices = examples.corpus, self._choices
         by_size = ModelConfig.for_data(len(corpus.events), len(corpus.vocabulary), choices.effort, choices.seed)
         config = choices.model or by_size
-        newest_us = _newest_from(corpus, REQUESTS_MAX[choices.effort])
+        newest_us = self.newest_us(examples)
         held_out = held_out_after(corpus, newest_us, config.history, config.held_out_max, choices.seed)
         older = corpus.sequences.before(newest_us // SECOND_US)
         tower = fit_tower(
@@ -160,10 +162,11 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         }
         log.info("training_fitted", **notes)
         release_id = f"r{examples.now:%Y%m%d-%H%M%S}-{examples.now.microsecond:06d}"
-        return assemble(
+        release = assemble(
             release_id, tower, reranker, RANKING_FEATURES, FEATURE_SERVICE, choices.text_encoder,
             examples.judged.cut_us, notes,
         )  # fmt: skip
+        return replace(release, manifest=replace(release.manifest, embedded_by=corpus.encoder))
 
     def judge(self, challenger: ModelRelease, live: ReleaseInfo | None, examples: Examples) -> Verdict:
         """TrainingParts."""
@@ -195,6 +198,10 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
             reason=verdict.reason,
             metrics=verdict.metrics,
         )
+
+    def newest_us(self, examples: Examples) -> int:
+        """Where the events begin that ranking is learned from."""
+        return _newest_from(examples.corpus, REQUESTS_MAX[self._choices.effort])
 
     def measure(self, release: ReleaseInfo, now: datetime) -> tuple[Metric, ...]:
         """A published release's numbers on everything that came after what it learned from. Nothing is fitted."""
