@@ -105,6 +105,11 @@ class ModelRelease:
         """T, of the raw text vectors it takes."""
         return self.manifest.text_width
 
+    @property
+    def embedded_by(self) -> str:
+        """The encoder whose text vectors it takes; empty where it does not say."""
+        return self.manifest.embedded_by
+
     def user_vector(self, history: History, now_s: int) -> NDArray[np.float32]:
         """What a user wants now, by their newest events (a stranger has a vector too). [D], length 1."""
         history = self._newest(history)

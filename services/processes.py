@@ -333,17 +333,17 @@ class Instance:
     def _build(self, info: ReleaseInfo | None, items: ItemTable) -> Stages:
         release = load_release(info, self.settings.device) if info else None
         stages, vectors = build_stages(release, items, self.features, self._slates)
-        if vectors is not None:
+        if info is not None and vectors is not None:
             self._vectors = [*self._vectors[-1:], vectors]  # the old release still answers until the swap
             vectors.load()  # once more: what came since the first look went to the old release only
-            self._forget_vectors(items)
+            self._forget_vectors(items, info)
         return stages
 
-    def _forget_vectors(self, items: ItemTable) -> None:
-        """Keep the text vectors that a release of the registry takes: a rollback finds its own."""
+    def _forget_vectors(self, items: ItemTable, info: ReleaseInfo) -> None:
+        """Keep the text vectors that this release or another of the registry takes: a rollback finds its own."""
         from services.catalogue.encoders import encoder_of
 
-        encoders = {encoder_of(Path(each.path)) for each in self._home.registry.all()}
+        encoders = {encoder_of(Path(each.path)) for each in (info, *self._home.registry.all())}
         if "" not in encoders:
             items.keep_vectors_of(encoders)
 

@@ -342,7 +342,7 @@ def build_stages(
     from services.ranking.arrange import TopByScore
     from services.ranking.scorers import AttentionScorer, RetrievalOrderScorer
 
-    vectors = ItemVectors(release, items, release.manifest.embedded_by) if release else None
+    vectors = ItemVectors(release, items, release.embedded_by) if release else None
     if vectors is not None:
         vectors.load()
     scorer = AttentionScorer(release, items, vectors) if release and vectors else RetrievalOrderScorer()
