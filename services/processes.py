@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -332,10 +333,19 @@ class Instance:
     def _build(self, info: ReleaseInfo | None, items: ItemTable) -> Stages:
         release = load_release(info, self.settings.device) if info else None
         stages, vectors = build_stages(release, items, self.features, self._slates)
-        if vectors is not None:
+        if info is not None and vectors is not None:
             self._vectors = [*self._vectors[-1:], vectors]  # the old release still answers until the swap
             vectors.load()  # once more: what came since the first look went to the old release only
+            self._forget_vectors(items, info)
         return stages
+
+    def _forget_vectors(self, items: ItemTable, info: ReleaseInfo) -> None:
+        """Keep the text vectors that this release or another of the registry takes: a rollback finds its own."""
+        from services.catalogue.encoders import encoder_of
+
+        encoders = {encoder_of(Path(each.path)) for each in (info, *self._home.registry.all())}
+        if "" not in encoders:
+            items.keep_vectors_of(encoders)
 
     def _follow_rows(self) -> None:
         """Read the user rows that are live, a moment after they became it."""

@@ -154,9 +154,13 @@ class Settings(BaseSettings):
     items_poll_ms: int = Field(250, ge=10, description="How often servers look for changed items.")
 
     text_encoder: str = Field(
-        "auto", description="auto (MiniLM where installed, else hashing), hashing, a transformers folder or a hub id."
+        "auto",
+        description="auto (MiniLM where installed, else hashing), hashing, none, a transformers folder or a hub id.",
     )
     text_batch_max: int = Field(64, ge=1, description="Texts embedded at once.")
+    text_cache_bytes_max: int = Field(
+        500_000_000, ge=1_000_000, description="Text vectors kept on disk, so that no text is embedded twice."
+    )
 
     device: str = Field("auto", description="auto (GPU where there is one), cpu, cuda or cuda:N.")
     effort: Literal["demo", "normal", "full"] = Field("normal", description="Arithmetic budget of a training run.")

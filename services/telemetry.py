@@ -107,6 +107,7 @@ RELEASE_INFO = Gauge("freshrank_release_live", "1 for the release that this proc
 PARITY_SHARE = Gauge("freshrank_parity_share", "Share of sampled lists whose features the join gives again")
 PARITY_LISTS = Gauge("freshrank_parity_lists", "Lists that the newest parity check compared")
 TEXT_QUEUE = Gauge("freshrank_text_queue", "Items waiting for their text vector")
+TEXT_CACHE = Counter("freshrank_text_cache_total", "Texts to embed: found in the cache or made", ["result"])
 
 
 def fresh_metrics(home: Path) -> Path:

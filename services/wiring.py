@@ -278,17 +278,13 @@ class Home:
     @cached_property
     def text_vectors(self) -> Any:
         """The embedding of item texts."""
-        from models.text import EncoderMissing, open_encoder
+        from services.catalogue.encoders import FollowedEncoder, opener
         from services.catalogue.live import write_parts
         from services.catalogue.vectors import TextVectors
 
         s = self.settings
-        check_device(s.device)
-        try:
-            encoder = open_encoder(s.text_encoder, s.device, s.text_batch_max)
-        except EncoderMissing as error:
-            raise SettingsInvalid(f"text_encoder={s.text_encoder!r} is refused: {error}") from error
-        vectors = TextVectors(self.engine, encoder, write_parts, s.text_batch_max)
+        follow = FollowedEncoder(s.text_encoder, s.home, self.registry.live, opener(s, now))
+        vectors = TextVectors(self.engine, follow(), write_parts, s.text_batch_max, follow=follow)
         self._closers.append(vectors.close)
         return vectors
 
@@ -346,7 +342,7 @@ def build_stages(
     from services.ranking.arrange import TopByScore
     from services.ranking.scorers import AttentionScorer, RetrievalOrderScorer
 
-    vectors = ItemVectors(release, items) if release else None
+    vectors = ItemVectors(release, items, release.embedded_by) if release else None
     if vectors is not None:
         vectors.load()
     scorer = AttentionScorer(release, items, vectors) if release and vectors else RetrievalOrderScorer()

@@ -64,7 +64,7 @@ def item_table(events: EventColumns) -> ItemTable:
 
 def stages_for(release: ModelRelease, items: ItemTable, features: FeatureStore) -> Stages:
     """What serving builds of a release."""
-    vectors = ItemVectors(release, items)
+    vectors = ItemVectors(release, items, release.embedded_by)
     sources = (FaissSource(items, vectors), CovisitSource(items), TrendingSource(items), NewSource(items))
     return Stages(
         release.release_id, items.as_of, features, sources, standard_filters(items),

@@ -70,10 +70,12 @@ class _Delta:
 
 
 class ItemVectors:
-    """Vectors by item id under one release."""
+    """Vectors by item id under one release. `encoder`: the one whose text vectors the release takes; empty where it
+    does not say (one from before they did): the newest, of the right width."""
 
-    def __init__(self, release: RetrievalModel, items: ItemTable) -> None:
+    def __init__(self, release: RetrievalModel, items: ItemTable, encoder: str = "") -> None:
         self._release = release
+        self._encoder = encoder
         self._items = items
         self._delta = _Delta({}, (), np.zeros((0, release.width), dtype=np.float32))
         self._hashes = items.hashes(release.vocabulary.item_ids)
@@ -85,19 +87,16 @@ class ItemVectors:
     def load(self) -> None:
         """Take in every item of the table that the release does not know; called before the release serves."""
         known = self._delta.places
-        unknown = [i for i in self._items.item_ids() if i not in self._release.vocabulary and i not in known]
-        self.add((i, vector) for i in unknown if (vector := self._items.vector(i)) is not None)
+        self._add(item_id for item_id in self._items.item_ids() if item_id not in known)
 
-    def add(self, text_vectors: Iterable[tuple[str, Vectors]]) -> None:
-        """Take in text vectors (what `ItemTable.take_new_vectors` hands out); a newer one of an item replaces it.
+    def add(self, fresh: Iterable[tuple[str, str]]) -> None:
+        """Take in the text vectors that the table has got (encoder and item, what `ItemTable.take_new_vectors` tells);
+        a newer one of an item replaces it. Those of the release's own items and of other encoders are passed over."""
+        self._add(item_id for encoder, item_id in fresh if self._encoder in ("", encoder))
 
-        Those of the release's own items, and those of another encoder's width, are passed over.
-        """
-        fresh = {
-            item_id: vector
-            for item_id, vector in text_vectors
-            if item_id not in self._release.vocabulary and len(vector) == self._release.text_width
-        }
+    def _add(self, item_ids: Iterable[str]) -> None:
+        found = ((i, self._items.vector(i, self._encoder)) for i in item_ids if i not in self._release.vocabulary)
+        fresh = {i: vector for i, vector in found if vector is not None and len(vector) == self._release.text_width}
         waiting = list(fresh.items())
         for start in range(0, len(waiting), EMBED_AT_ONCE):
             some = waiting[start : start + EMBED_AT_ONCE]

@@ -68,7 +68,11 @@ def card_text(card: ItemCard) -> str:
 
 def text_hash(card: ItemCard) -> str:
     """The identity of a card's text; empty when there is nothing to embed."""
-    text = card_text(card)
+    return hash_of_text(card_text(card))
+
+
+def hash_of_text(text: str) -> str:
+    """The identity of a text; empty for an empty one."""
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest() if text else ""
 
 

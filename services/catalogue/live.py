@@ -6,7 +6,8 @@ the order of their numbers, so a reader that has number n has missed nothing bel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Collection, Sequence
 
 import msgspec
 from sqlalchemy import Connection, Engine, delete, select
@@ -17,7 +18,6 @@ from services.items import (
     CovisitsPart,
     ItemChanged,
     ItemTable,
-    PartName,
     Payload,
     StatsPart,
     VectorPart,
@@ -32,12 +32,24 @@ PAGE = 5000
 POLL_PAGES = 20
 ARRIVALS_KEPT = 2000
 """Writes whose arrivals are kept: a server that polls four times a second reads them long before."""
-_NAMES: dict[type[Payload], PartName] = {
-    CardPart: "card",
-    StatsPart: "stats",
-    CovisitsPart: "covisits",
-    VectorPart: "vector",
-}
+
+
+def part_name(payload: Payload) -> str:
+    """The name of a payload's row in the feed."""
+    match payload:
+        case CardPart():
+            return "card"
+        case StatsPart():
+            return "stats"
+        case CovisitsPart():
+            return "covisits"
+        case VectorPart(encoder):
+            return f"vector.{encoder_tag(encoder)}"
+
+
+def encoder_tag(encoder: str) -> str:
+    """Eight digits that stand for an encoder in keys."""
+    return hashlib.blake2b(encoder.encode(), digest_size=4).hexdigest()
 
 
 def write_parts(connection: Connection, parts: Sequence[tuple[str, Payload]], arrived: Arrived | None = None) -> int:
@@ -46,9 +58,9 @@ def write_parts(connection: Connection, parts: Sequence[tuple[str, Payload]], ar
     measure how old they are when they see it."""
     last = next_number(connection, SEQUENCE, len(parts))
     rows = {
-        (item_id, _NAMES[type(payload)]): {
+        (item_id, part_name(payload)): {
             "item_id": item_id,
-            "part": _NAMES[type(payload)],
+            "part": part_name(payload),
             "payload": encode_part(payload),
             "seq": seq,
         }
@@ -66,6 +78,14 @@ def _keep(connection: Connection, last: int, arrived: Arrived) -> None:
     newest = select(live_arrivals.c.seq).order_by(live_arrivals.c.seq.desc())
     oldest_kept = newest.limit(1).offset(ARRIVALS_KEPT - 1).scalar_subquery()
     connection.execute(delete(live_arrivals).where(live_arrivals.c.seq < oldest_kept))
+
+
+def forget_vectors(connection: Connection, encoders: Collection[str]) -> int:
+    """Remove the text vectors of all encoders but these from the feed, inside the caller's transaction; how many. A
+    running server keeps what it has read."""
+    kept = [f"vector.{encoder_tag(encoder)}" for encoder in encoders]
+    t = items_live.c
+    return connection.execute(delete(items_live).where(t.part.like("vector.%"), t.part.not_in(kept))).rowcount
 
 
 class ItemFeed:

@@ -64,6 +64,9 @@ Seeds = Annotated[
     int | None, typer.Option(min=1, help="Trainings of tower and pipeline, 3 if not given; setting `effort` each.")
 ]
 At = Annotated[str | None, typer.Option(help="Depths that are measured, 10,20,200 if not given.")]
+TextEncoder = Annotated[
+    str | None, typer.Option(help="auto, hashing, none, a folder or a hub id; the setting text_encoder if not given.")
+]
 Out = Annotated[Path | None, typer.Option(help="Folder for metrics.json, run.json and report.html.")]
 
 
@@ -92,6 +95,7 @@ def evaluate(  # noqa: PLR0913
     against: Against = None,
     seeds: Seeds = None,
     at: At = None,
+    text_encoder: TextEncoder = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -114,7 +118,7 @@ def evaluate(  # noqa: PLR0913
             "--targets": targets, "--cut": cut, "--seen": seen, "--history-min": history_min,
             "--features": features, "--retrain": retrain,
             "--models": models, "--blocks": blocks, "--size": size, "--against": against, "--seeds": seeds,
-            "--at": at, "--out": out,
+            "--at": at, "--out": out, "--text-encoder": text_encoder,
         }  # fmt: skip
         _refuse(of_files, "goes with --events FILE, which is not given")
         _live(context, protocol or "temporal", as_json)
@@ -132,7 +136,7 @@ def evaluate(  # noqa: PLR0913
         features=_given("--features", features, FEATURES), retrain=_given("--retrain", retrain, RETRAIN),  # type: ignore[arg-type]
         block=_one_of("--blocks", blocks or "ligr", BLOCK_NAMES), size=_one_of("--size", size, SIZES) if size else None,
     )  # fmt: skip
-    _files(context, wanted, out, as_json)
+    _files(context, wanted, out, as_json, text_encoder)
 
 
 def print_metrics(title: str, metrics: tuple[Metric, ...]) -> None:
@@ -159,11 +163,13 @@ def _live(context: typer.Context, protocol: str, as_json: bool) -> None:
     answer(as_json, {"protocol": protocol, "metrics": metrics}, lambda: print_metrics(protocol, metrics))
 
 
-def _files(context: typer.Context, wanted: Wanted, out: Path, as_json: bool) -> None:
+def _files(context: typer.Context, wanted: Wanted, out: Path, as_json: bool, text_encoder: str | None) -> None:
     from services import learning
     from services.evaluation.report import told, write
 
     settings = settings_of(context, "evaluate")
+    if text_encoder is not None:
+        settings = settings.model_copy(update={"text_encoder": text_encoder})
     with bars(not as_json) as progress:
         report = learning.evaluate_files(settings, wanted, progress)
     paths = write(report, out)

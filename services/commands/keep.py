@@ -25,7 +25,7 @@ DATABASES = ("meta.db", "online.db", "registry.db", "spool.db")
 DATABASES_BESIDE = ("online.db", "spool.db")
 """Those of a home whose metadata lies in PostgreSQL."""
 ROWS = 2000
-FOLDERS = ("offline", "archive", "releases", "runs")
+FOLDERS = ("offline", "archive", "releases", "runs", "encoders")
 TRIES = 3
 TOPICS_STAY = (
     "Kafka keeps the topics {prefix}freshrank.*; the consumers have forgotten how far they were, so the next run reads"

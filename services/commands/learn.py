@@ -1,8 +1,9 @@
-"""retrain, parity: the model's life."""
+"""retrain, tune-text, parity: the model's life."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,34 +12,55 @@ import typer
 from services.commands.edge import Bars, Json, answer, bars, existing, now, settings_of, table
 
 if TYPE_CHECKING:
+    from services.domain import Verdict
+    from services.settings import Settings
     from services.training.parity import Parity
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(epilog="Example: freshrank retrain --effort demo")(retrain)
+    app.command(name="tune-text", epilog="Example: freshrank tune-text --effort demo")(tune_text)
     app.command(epilog="Example: freshrank parity --sample 500 --since 2026-11-01T00:00Z")(parity)
 
 
-def retrain(
-    context: typer.Context,
-    effort: Annotated[str | None, typer.Option(help="Arithmetic budget: demo, normal or full.")] = None,
-    as_json: Json = False,
-    show_bars: Bars = False,
-) -> None:
+Effort = Annotated[str | None, typer.Option(help="Arithmetic budget: demo, normal or full.")]
+
+
+def retrain(context: typer.Context, effort: Effort = None, as_json: Json = False, show_bars: Bars = False) -> None:
     """Train and judge a release.
 
     It is trained on all events but the newest, judged on those, and promoted if it holds.
     """
     from services import learning
 
-    settings = settings_of(context, "retrain")
+    _learn(settings_of(context, "retrain"), effort, as_json, show_bars, learning.retrain)
+
+
+def tune_text(context: typer.Context, effort: Effort = None, as_json: Json = False, show_bars: Bars = False) -> None:
+    """Tune the text encoder on behaviour, and train and judge a release on it.
+
+    Low-rank adapters (needs the package peft) bring the texts near of what people take one after the other. All items
+    are embedded anew; encoder, vectors and models go live as one release, or not at all. On a GPU where there is one.
+    """
+    from services import learning
+
+    _learn(existing(settings_of(context, "tune-text")), effort, as_json, show_bars, learning.tune_text)
+
+
+def _learn(
+    settings: Settings,
+    effort: str | None,
+    as_json: bool,
+    show_bars: bool,
+    run: Callable[[Settings, Callable[[int, int, str], None]], Verdict],
+) -> None:
     if effort is not None:
         from services.settings import load_settings
 
         settings = load_settings(effort=effort)
     with bars(show_bars or not as_json) as progress:
-        verdict = learning.retrain(settings, progress)
+        verdict = run(settings, progress)
     outcome = "promoted" if verdict.promoted else "not promoted"
     answer(
         as_json,

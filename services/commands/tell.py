@@ -118,7 +118,7 @@ def _vectors(engine: Engine) -> int:
     from services.tables import items_live
 
     with engine.connect() as connection:
-        counted = select(func.count()).select_from(items_live).where(items_live.c.part == "vector")
+        counted = select(func.count(items_live.c.item_id.distinct())).where(items_live.c.part.like("vector%"))
         return int(connection.execute(counted).scalar_one())
 
 

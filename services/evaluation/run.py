@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.batches import Progress
 from models.metrics import MISSING
-from models.text import HashingEncoder
+from models.text import HashingEncoder, TextEncoder, open_encoder
 from services.domain import BadRequest, KindRules
 from services.evaluation.cases import Cases, Protocol, Seen, leave_one_out, of_targets, temporal
 from services.evaluation.files import Data, Item, read_data
@@ -71,6 +71,7 @@ class Means:
     model: ModelConfig | None = None
     block: BlockName = "ligr"
     size: Size | None = None
+    open_encoder: Callable[[str], TextEncoder] = open_encoder
 
     def told(self, seeds: int) -> str:
         """How models are trained, for people."""

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from models.batches import Progress
 from models.metrics import MISSING
-from models.text import EncoderMissing, open_encoder
 from services.candidates.vectors import ItemVectors
 from services.catalogue.cards import card_text
 from services.domain import HISTORY_MAX, BadRequest, ItemCard, Query, ReleaseInfo, UserState, from_us
@@ -251,10 +250,7 @@ def _config(cases: Cases, plan: Plan, means: Means) -> ModelConfig:
 
 def embedded(items: Sequence[Item], means: Means, progress: Progress) -> dict[str, VectorPart]:
     """The text vectors of the items that have a text."""
-    try:
-        encoder = open_encoder(means.text_encoder, "cpu", means.text_batch_max)
-    except EncoderMissing as error:
-        raise BadRequest(f"text_encoder={means.text_encoder!r} is refused: {error}") from error
+    encoder = means.open_encoder(means.text_encoder)
     texts = {item.item_id: card_text(ItemCard(item.item_id, item.title, item.text, item.categories)) for item in items}
     item_ids = [item_id for item_id, text in texts.items() if text]
     found: dict[str, VectorPart] = {}

@@ -32,13 +32,14 @@ Counted = tuple[NDArray[np.float32], NDArray[np.int64]]
 @dataclass(frozen=True, slots=True)
 class Corpus:
     """The events before the cut in the words of a vocabulary. `rows` int64 [items]: the row of each item code, 0 for
-    items without a positive or negative event. Sequence u belongs to user code u."""
+    items without a positive or negative event. Sequence u belongs to user code u. `text_vectors` are by `encoder`."""
 
     events: EventColumns
     vocabulary: Vocabulary
     rows: NDArray[np.int64]
     text_vectors: NDArray[np.float32]
     sequences: Sequences
+    encoder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +93,8 @@ class Candidates:
         return Candidates(self.rows[places], self.score[places], self.together[places])
 
 
-def corpus_of(before: EventColumns, items: ItemTable) -> Corpus:
-    """Vocabulary, text vectors and sequences of everything before the cut."""
+def corpus_of(before: EventColumns, items: ItemTable, encoder: str = "") -> Corpus:
+    """Vocabulary, text vectors and sequences of everything before the cut. No `encoder`: the one of most items."""
     of_interest = before.keep(before.weight != 0)
     codes = np.unique(of_interest.item_codes).astype(np.int64)
     item_ids = tuple(before.item_ids[code] for code in codes.tolist())
@@ -109,17 +110,17 @@ def corpus_of(before: EventColumns, items: ItemTable) -> Corpus:
         np.append(of_interest.occurred_us // SECOND_US, np.iinfo(np.int64).max),
     )
     sequences = sequences.keep(sequences.rows > 0)
-    return Corpus(before, vocabulary, rows, text_matrix(items, item_ids), sequences)
+    encoder = encoder or items.encoder_of_most()
+    return Corpus(before, vocabulary, rows, text_matrix(items, item_ids, encoder), sequences, encoder)
 
 
-def text_matrix(items: ItemTable, item_ids: tuple[str, ...]) -> NDArray[np.float32]:
-    """The raw text vectors of a vocabulary [V, T]; row 0 and items without one are zero."""
-    vectors = [items.vector(item_id) for item_id in item_ids]
-    widths = np.bincount([len(each) for each in vectors if each is not None] or [1])
-    width = int(widths.argmax())  # after a change of encoder the old widths are leftovers
+def text_matrix(items: ItemTable, item_ids: tuple[str, ...], encoder: str) -> NDArray[np.float32]:
+    """The raw text vectors of a vocabulary by an encoder [V, T]; row 0 and items without one are zero."""
+    vectors = [items.vector(item_id, encoder) for item_id in item_ids]
+    width = next((len(each) for each in vectors if each is not None), 1)
     matrix = np.zeros((len(item_ids) + 1, width), dtype=np.float32)
     for row, vector in enumerate(vectors, start=1):
-        if vector is not None and len(vector) == width:
+        if vector is not None:
             matrix[row] = vector
     return matrix
 

@@ -42,7 +42,7 @@ from services.training.examples import (
 )
 from services.training.gate import Gate, Slice, choose_cut, decide, slice_after
 from services.training.negatives import Pools, TowerScores, draw_candidates
-from services.training.plans import Plan, newest_rounds
+from services.training.plans import REQUESTS_MAX, Plan, newest_from, newest_rounds
 from services.training.schedule import spare_cores
 from services.training.served import Learned, ServedLists, ServedRules, learned_from, list_examples, nothing_served
 
@@ -74,7 +74,8 @@ class Sources:
 class Choices:
     """How a run is to be done. `threads` 0: all cores but one. `cut_us` fixes the cut (for evaluation); None: the gate
     chooses. `model`: its hyper-parameters; None: the defaults for the size and the drift of the data. `plan`: what is
-    learned from what; None: `newest_rounds`."""
+    learned from what; None: `newest_rounds`. `embedded_by`: the encoder of the text vectors that are taken; empty: the
+    one of most items."""
 
     effort: Effort
     seed: int
@@ -87,6 +88,7 @@ class Choices:
     model: ModelConfig | None = None
     served: ServedRules = field(default_factory=ServedRules)
     plan: Plan | None = None
+    embedded_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         before = events.before(cut_us)
         items = self._sources.items_at(before, cut_us)
         self._progress(2, 3, "sequences")
-        corpus = corpus_of(before, items)
+        corpus = corpus_of(before, items, self._choices.embedded_by)
         self._progress(3, 3, "examples read")
         log.info("training_read", events=len(events), before=len(before), judged=len(judged), items=len(items))
         return Examples(now, corpus, judged, items)
@@ -142,10 +144,11 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         }
         log.info("training_fitted", **notes)
         release_id = f"r{examples.now:%Y%m%d-%H%M%S}-{examples.now.microsecond:06d}"
-        return assemble(
+        release = assemble(
             release_id, tower, reranker, MODEL_FEATURES, FEATURE_SERVICE, choices.text_encoder,
             examples.judged.cut_us, notes,
         )  # fmt: skip
+        return replace(release, manifest=replace(release.manifest, embedded_by=corpus.encoder))
 
     def judge(self, challenger: ModelRelease, live: ReleaseInfo | None, examples: Examples) -> Verdict:
         """TrainingParts."""
@@ -177,6 +180,10 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
             reason=verdict.reason,
             metrics=verdict.metrics,
         )
+
+    def newest_us(self, examples: Examples) -> int:
+        """Where the events begin that ranking is learned from."""
+        return newest_from(examples.corpus, REQUESTS_MAX[self._choices.effort])
 
     def measure(self, release: ReleaseInfo, now: datetime) -> tuple[Metric, ...]:
         """A published release's numbers on everything that came after what it learned from. Nothing is fitted."""

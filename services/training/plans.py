@@ -58,7 +58,7 @@ class Plan(Protocol):
 def newest_rounds(parts: ReleaseParts, examples: Examples, config: ModelConfig) -> Planned:
     """The plan of a log that goes on: the tower learns what lies before the newest events, then these in rounds."""
     corpus, choices = examples.corpus, parts.choices
-    newest_us = _newest_from(corpus, REQUESTS_MAX[choices.effort])
+    newest_us = newest_from(corpus, REQUESTS_MAX[choices.effort])
     held_out = held_out_after(corpus, newest_us, config.history, config.held_out_max, choices.seed)
     older = corpus.sequences.before(newest_us // SECOND_US)
     first = fit_tower(older, corpus.vocabulary, corpus.text_vectors, config, parts.progress, held_out, choices.device)
@@ -139,7 +139,7 @@ def places_of(corpus: Corpus, requests: Requests) -> NDArray[np.int64]:
     return places
 
 
-def _newest_from(corpus: Corpus, requests_max: int) -> int:
+def newest_from(corpus: Corpus, requests_max: int) -> int:
     """Where the ranking requests begin: the newest fifth of the events, or less when that is more than enough."""
     times = corpus.events.occurred_us
     wanted = min(int(len(times) * NEWEST_SHARE), 3 * requests_max)

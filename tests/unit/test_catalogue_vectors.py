@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from services import wire
 from services.catalogue.cards import SqlCatalogue, card_text
 from services.catalogue.consumer import CatalogueConsumer
-from services.catalogue.live import ItemFeed, write_parts
+from services.catalogue.live import ItemFeed, forget_vectors, write_parts
 from services.catalogue.vectors import TextVectors
 from services.domain import TOPIC_ITEMS, Coordinate, ItemCard, ItemChange, Outgoing
 from services.items import ItemTable
@@ -116,6 +116,54 @@ def test_a_changed_text_and_another_encoder_embed_anew(engine: Engine) -> None:
     assert TextVectors(engine, LetterCounts(), write_parts).drain() == 1
     assert TextVectors(engine, LetterCounts(), write_parts).drain() == 0
     assert TextVectors(engine, LetterCounts("other"), write_parts).drain() == 1
+
+
+def test_vectors_of_two_encoders_lie_side_by_side(engine: Engine) -> None:
+    Shop(engine).put("a", "aa")
+    TextVectors(engine, LetterCounts(), write_parts).drain()
+    TextVectors(engine, LetterCounts("other"), write_parts).drain()
+    table = table_of(engine)
+    assert table.vector("a", "letters") is not None
+    assert table.vector("a", "other") is not None
+    with engine.begin() as connection:
+        assert forget_vectors(connection, {"other"}) == 1
+    assert table_of(engine).vector("a", "letters") is None
+    assert table_of(engine).vector("a", "other") is not None
+
+
+def test_the_encoder_is_followed_and_what_the_feed_has_of_it_is_not_embedded_again(engine: Engine) -> None:
+    """Back to the first encoder: of three cards one came meanwhile and one was rewritten; the third is there."""
+    shop, first, second = Shop(engine), LetterCounts(), LetterCounts("second")
+    now_used = [first]
+    vectors = TextVectors(engine, first, write_parts, follow=lambda: now_used[0])
+    shop.put("stays", "aa")
+    shop.put("changes", "bb")
+    vectors.drain()
+    now_used[0] = second
+    assert vectors.drain() == 2
+    shop.put("changes", "cc")
+    shop.put("new", "dd")
+    vectors.drain()
+    first.asked.clear()
+    now_used[0] = first
+    assert vectors.drain() == 3
+    assert first.asked == [["dd", "cc"]]
+    assert vectors.pending() == 0
+    np.testing.assert_allclose(table_of(engine).vector("changes", "letters"), np.eye(8)[2], atol=1e-3)  # type: ignore[arg-type]
+
+
+def test_the_thread_takes_a_new_encoder_without_being_woken(engine: Engine) -> None:
+    shop, first, second = Shop(engine), LetterCounts(), LetterCounts("second")
+    now_used = [first]
+    vectors = TextVectors(engine, first, write_parts, follow=lambda: now_used[0])
+    shop.put("a", "aa")
+    vectors.open()
+    try:
+        wait_for(lambda: table_of(engine).vector("a", "letters") is not None)
+        now_used[0] = second
+        wait_for(lambda: table_of(engine).vector("a", "second") is not None)
+    finally:
+        vectors.close()
 
 
 def test_deleted_cards_and_cards_without_text_do_not_wait(engine: Engine) -> None:

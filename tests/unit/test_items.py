@@ -176,14 +176,27 @@ def test_a_block_is_a_copy() -> None:
     assert known.block(["a"]).counts[0, 5] == 1.0
 
 
-def test_new_vectors_are_handed_out_once() -> None:
-    vector = VectorPart("letters", np.array([1.0, 0.5], dtype="<f2").tobytes())
-    known = table(("a", vector), ("b", card("B")), ("a", vector))
-    ((item_id, first),) = known.take_new_vectors()
-    assert item_id == "a"
-    assert first.tolist() == [1.0, 0.5]
+def vector(encoder: str, *values: float) -> VectorPart:
+    return VectorPart(encoder, np.array(values, dtype="<f2").tobytes())
+
+
+def test_new_vectors_are_told_once() -> None:
+    known = table(("a", vector("letters", 1.0, 0.5)), ("b", card("B")), ("a", vector("letters", 1.0, 0.25)))
+    assert known.take_new_vectors() == (("letters", "a"),)
     assert known.take_new_vectors() == ()
-    assert known.vector("a") is not None
+    assert known.vector("a", "letters").tolist() == [1.0, 0.25]  # type: ignore[union-attr]
+
+
+def test_an_item_has_a_vector_of_each_encoder() -> None:
+    known = table(("a", vector("new", 3.0)), ("a", vector("old", 1.0, 0.5)), ("b", vector("new", 2.0)))
+    assert known.vector("a", "new").tolist() == [3.0]  # type: ignore[union-attr]
+    assert known.vector("a", "old").tolist() == [1.0, 0.5]  # type: ignore[union-attr]
+    assert known.vector("a").tolist() == [1.0, 0.5]  # the newest  # type: ignore[union-attr]
+    assert known.vector("b", "old") is None
+    assert known.encoder_of_most() == "new"
+    known.keep_vectors_of({"old"})
+    assert known.vector("a", "new") is None
+    assert known.encoder_of_most() == "old"
 
 
 def test_the_table_grows_beyond_its_first_size_and_forgets_nothing() -> None:

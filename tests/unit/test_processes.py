@@ -83,6 +83,7 @@ def test_a_text_encoder_that_cannot_be_had_is_a_bad_setting(tmp_path: Path) -> N
 @dataclass(frozen=True)
 class NamedRelease(HandRelease):
     release_id: str = "new"
+    embedded_by: str = "hand"
 
 
 def test_a_text_vector_that_comes_while_a_release_is_swapped_in_is_in_its_index(

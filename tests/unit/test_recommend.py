@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 from serving_world import NOW_US, HandRelease, film_table, query, stages_of, user
 
@@ -99,13 +100,28 @@ def test_an_item_that_arrives_now_is_found_by_its_text(stages: Stages) -> None:
 
 def test_a_newer_text_replaces_the_older_and_another_encoders_is_passed_over() -> None:
     items = film_table()
-    vectors = ItemVectors(HandRelease(), items)
+    vectors = ItemVectors(HandRelease(), items, "hand")
     vectors.load()
-    vectors.add([("cold", items.vector("cold")[:2])])
-    assert vectors.of(["cold"]).tolist() == [[1.0, 0.0]]
-    vectors.add([("cold", items.vector("cold")[[1, 0, 2]])])
+    for encoder, *values in (("hand", 1, 0), ("other", 0, 1, 0)):  # too short; of another encoder, if as long
+        items.apply([ItemChanged("cold", VectorPart(encoder, np.array(values, dtype="<f2").tobytes()), 90)])
+        vectors.add(items.take_new_vectors())
+        vectors.load()
+        assert vectors.of(["cold"]).tolist() == [[1.0, 0.0]]
+    items.apply([ItemChanged("cold", VectorPart("hand", np.array([0, 1, 0], dtype="<f2").tobytes()), 91)])
+    vectors.add(items.take_new_vectors())
     assert vectors.of(["cold"]).tolist() == [[0.0, 1.0]]
     assert vectors.cold_ids == ("cold",)
+
+
+def test_a_release_never_takes_the_vectors_of_another_encoder() -> None:
+    items = film_table()
+    vectors = ItemVectors(HandRelease(), items, "tuned")
+    vectors.load()
+    vectors.add([("hand", "cold")])
+    assert vectors.cold_ids == ()
+    items.apply([ItemChanged("cold", VectorPart("tuned", np.array([0, 1, 0], dtype="<f2").tobytes()), 90)])
+    vectors.load()
+    assert vectors.of(["cold"]).tolist() == [[0.0, 1.0]]
 
 
 def test_an_unreadable_store_gives_a_strangers_list_that_says_so(stages: Stages) -> None:
