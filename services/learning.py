@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,6 +18,7 @@ import structlog
 from services.domain import EPOCH, BadRequest, FreshrankError, Metric, Verdict
 from services.items import ItemTable
 from services.memory import MemorySlateLog
+from services.mix import BY_SCORE, Mix
 from services.patience import Patience, Stopped
 from services.ports import LIVE_ITEMS_KEPT, FeatureStore
 from services.processes import AWAY, WATCH_EVERY_S, Progress, unwatched
@@ -67,8 +69,8 @@ def evaluate_files(settings: Settings, wanted: Wanted, progress: Progress = unwa
     from services.evaluation.run import evaluate as ranked
 
     s = settings
-    means = Means(unrecorded, s.effort, s.text_encoder, s.device, s.train_threads, s.text_batch_max,
-                  block=wanted.block, size=wanted.size)  # fmt: skip
+    means = Means(partial(unrecorded, mix=s.mix()), s.effort, s.text_encoder, s.device, s.train_threads,
+                  s.text_batch_max, block=wanted.block, size=wanted.size)  # fmt: skip
     run = evaluate_impressions if wanted.impressions else ranked
     return run(wanted, s.kind_rules(), means, progress)
 
@@ -86,7 +88,7 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
         events=lambda until: columns_of_arrow(home.archive.events_table(EPOCH, until), rules),
         history=home.history,
         items_at=ItemsAtCut(home.items, home.history),
-        stages_for=unrecorded,
+        stages_for=partial(unrecorded, mix=s.mix()),
         load=lambda info: load_release(info, s.device),
         served=lambda since_us, until_us, chosen: lists_between(home.archive, rules, since_us, until_us, chosen),
     )
@@ -97,9 +99,9 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
     return ReleaseParts(sources, choices, progress)
 
 
-def unrecorded(release: ModelRelease, items: ItemTable, features: FeatureStore) -> Stages:
+def unrecorded(release: ModelRelease, items: ItemTable, features: FeatureStore, mix: Mix = BY_SCORE) -> Stages:
     """What serving answers with, but nothing is kept of the answers."""
-    return build_stages(release, items, features, MemorySlateLog(0))[0]
+    return build_stages(release, items, features, MemorySlateLog(0), mix)[0]
 
 
 def parity(settings: Settings, sample: int, since: datetime) -> Parity:

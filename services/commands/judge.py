@@ -14,6 +14,7 @@ from services.commands.edge import Json, answer, bars, existing, settings_of, ta
 if TYPE_CHECKING:
     from services.domain import Metric
     from services.evaluation.run import Report, Wanted
+    from services.evaluation.variants import Variant
 
 Name = TypeVar("Name", bound=str)
 PROTOCOLS = ("temporal", "leave-one-out", "targets")
@@ -43,6 +44,13 @@ Models = Annotated[
 Blocks = Annotated[str | None, typer.Option(help="What the tower is made of: ligr (if not given), sasrec or hstu.")]
 Size = Annotated[str | None, typer.Option(help="How large a tower: small, base or large; by the data if not given.")]
 Against = Annotated[str | None, typer.Option(help="Whom the others are compared with; the best baseline if not given.")]
+Diversity = Annotated[
+    str | None, typer.Option(help="Also the pipeline with each of these diversities (0 to 1, by commas), as asked.")
+]
+CategoryCap = Annotated[str | None, typer.Option(help="Also the pipeline with each of these caps per category.")]
+Without = Annotated[
+    str | None, typer.Option(help="Also the pipeline without each of faiss,covisits,trending,new; trained once.")
+]
 Seeds = Annotated[
     int | None, typer.Option(min=1, help="Trainings of tower and pipeline, 3 if not given; setting `effort` each.")
 ]
@@ -71,6 +79,9 @@ def evaluate(  # noqa: PLR0913
     blocks: Blocks = None,
     size: Size = None,
     against: Against = None,
+    diversity: Diversity = None,
+    category_cap: CategoryCap = None,
+    without: Without = None,
     seeds: Seeds = None,
     at: At = None,
     out: Out = None,
@@ -86,16 +97,17 @@ def evaluate(  # noqa: PLR0913
 
     if protocol is not None and protocol not in PROTOCOLS:
         raise BadRequest(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    of_lists = {"--diversity": diversity, "--category-cap": category_cap, "--without": without}
     if impressions is not None:
         needless = {"--protocol": protocol, "--targets": targets, "--cut": cut, "--seen": seen, "--at": at,
-                    "--history-min": history_min}  # fmt: skip
+                    "--history-min": history_min, **of_lists}  # fmt: skip
         _refuse(needless, "does not go with --impressions FILE")
     if events is None:
         of_files = {
             "--items": items, "--impressions": impressions,
             "--targets": targets, "--cut": cut, "--seen": seen, "--history-min": history_min,
             "--models": models, "--blocks": blocks, "--size": size, "--against": against, "--seeds": seeds,
-            "--at": at, "--out": out,
+            "--at": at, "--out": out, **of_lists,
         }  # fmt: skip
         _refuse(of_files, "goes with --events FILE, which is not given")
         _live(context, protocol or "temporal", as_json)
@@ -111,6 +123,7 @@ def evaluate(  # noqa: PLR0913
         events, items, protocol or "temporal", named, targets, cut, _seen(seen),  # type: ignore[arg-type]
         _depths(at or "10,20,200"), seeds or 3, history_min=history_min, against=against, impressions=impressions,
         block=_one_of("--blocks", blocks or "ligr", BLOCK_NAMES), size=_one_of("--size", size, SIZES) if size else None,
+        variants=_variants(diversity, category_cap, without),
     )  # fmt: skip
     _files(context, wanted, out, as_json)
 
@@ -189,6 +202,21 @@ def _seen(given: str | None) -> str:
     if given not in (None, "drop", "keep"):
         raise BadRequest(f"--seen is drop or keep, not {given!r}")
     return given or "drop"
+
+
+def _variants(diversity: str | None, category_cap: str | None, without: str | None) -> tuple[Variant, ...]:
+    from services.domain import BadRequest
+    from services.evaluation.variants import variants_of
+
+    def parts(given: str | None) -> list[str]:
+        return [each.strip() for each in given.split(",")] if given else []
+
+    try:
+        diversities = [float(each) for each in parts(diversity)]
+        caps = [int(each) for each in parts(category_cap)]
+    except ValueError:
+        raise BadRequest("--diversity and --category-cap: numbers, separated by commas") from None
+    return variants_of(diversities, caps, parts(without))
 
 
 def _depths(given: str) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from services.evaluation.intervals import Interval, Resampled, mean_over_seeds, 
 from services.evaluation.measures import Mask, Measures, PerCase, gains
 from services.evaluation.ranking import Board, Ranked
 from services.evaluation.tuning import choices_of, tuned
+from services.evaluation.variants import Variant
 
 if TYPE_CHECKING:
     from models.config import BlockName, Effort, ModelConfig, Size
@@ -51,6 +52,12 @@ class Wanted:
     impressions: Path | None = None
     block: BlockName = "ligr"
     size: Size | None = None
+    variants: tuple[Variant, ...] = ()
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """All that is measured, in the order it is shown."""
+        return (*self.models, *(variant.name for variant in self.variants))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +128,13 @@ def evaluate(wanted: Wanted, rules: KindRules, means: Means, progress: Progress)
 
         trainer = Trainer(data.items, cases, means, progress)
         for seed in range(1, wanted.seeds + 1):
-            for model, made in trainer.ranked(board, learned, seed).items():
+            for model, made in trainer.ranked(board, learned, seed, wanted.variants).items():
                 ranked.setdefault(model, []).append(made)
                 settings[model] = means.told(seed)
     described, by = described_by(data)
-    measures = Measures(cases, described, wanted.at)
+    measures = Measures(cases, described, wanted.at, any(item.categories for item in data.items))
     against = wanted.against or _best_baseline(ranked, cases, wanted)
-    ordered = {model: ranked[model] for model in wanted.models}
+    ordered = {model: ranked[model] for model in wanted.named}
     lines = _Lines(measures, cases, against).of(ordered)
     return Report(wanted, facts_of(data, cases, by), settings, against, lines)
 
@@ -144,6 +151,10 @@ def check(wanted: Wanted) -> None:
             choices_of(name, given)
     if len(set(wanted.models)) < len(wanted.models) or not wanted.models:
         raise BadRequest(f"--models names each model once, not {', '.join(wanted.models) or 'none'}")
+    if wanted.variants and "pipeline" not in wanted.models:
+        raise BadRequest(
+            "--diversity, --category-cap and --without change the model pipeline, which is not in --models"
+        )
     if wanted.against is not None and wanted.against not in wanted.models:
         raise BadRequest(f"--against {wanted.against} is none of --models")
     if wanted.impressions is not None:
@@ -242,7 +253,7 @@ class _Lines:
 
     def _coverage(self, mask: Mask, seeds: Sequence[Ranked]) -> dict[str, Interval]:
         """The mean over the seeds, between the least and the most of them: no mean over users, so no bootstrap."""
-        found = [self._measures.coverage(each, mask) for each in seeds]
+        found = [self._measures.exposure(each, mask) for each in seeds]
         values = {name: [each[name] for each in found] for name in found[0]}
         return {name: Interval(float(np.mean(of)), min(of), max(of)) for name, of in values.items()}
 
