@@ -72,11 +72,12 @@ def test_a_list_says_what_it_rests_on_and_why_each_item_is_there(client: TestCli
     assert answer["items"] == [
         {
             "item_id": "cold", "title": "Film cold", "rank": 0, "score": 1.0, "source": "faiss",
-            "reason": {"kind": "for_you", "item_ids": [], "text": "Fits what you picked lately"},
+            "reason": {"kind": "for_you", "item_ids": [], "text": "Fits what you picked lately"}, "propensity": 1.0,
         },
         {
             "item_id": "s2", "title": "Film s2", "rank": 1, "score": pytest.approx(0.99619, abs=1e-4),
             "source": "faiss", "reason": {"kind": "for_you", "item_ids": [], "text": "Fits what you picked lately"},
+            "propensity": 1.0,
         },
     ]  # fmt: skip
     assert (answer["user_id"], answer["release_id"], answer["degraded"]) == ("ada", "hand", [])
