@@ -3,11 +3,10 @@ list is spread out, capped by category, and some of its places explore."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from services.domain import Pick, Query, Scored, UserState, hash64, to_us
 from services.items import ItemTable
@@ -16,22 +15,13 @@ from services.ranking.diversity import CategoryCap, by_score, likeness_of, sprea
 from services.ranking.exploration import Drawn, drawn, explored_ranks, log_promise
 from services.ranking.reasons import TO_LEARN, reason_for
 
-Vectors = NDArray[np.float32]
-
-
-def as_they_are(vectors: Vectors) -> Vectors:
-    """Text vectors before the first release: nothing says how they are best compared."""
-    return vectors
-
 
 @dataclass(frozen=True, slots=True)
 class TopByScore:
-    """Arranger: the `query.limit` best, each with its reason. `reduced`: text vectors [n, T] as the release reads them
-    [n, W]."""
+    """Arranger: the `query.limit` best, each with its reason, in the order of their scores or as the mix says."""
 
     items: ItemTable
     mix: Mix = BY_SCORE
-    reduced: Callable[[Vectors], Vectors] = as_they_are
 
     def __call__(self, query: Query, user: UserState, scored: Sequence[Scored]) -> tuple[Pick, ...]:  # noqa: ARG002
         """Arranger."""
@@ -56,7 +46,7 @@ class TopByScore:
             return by_score(len(best), limit, cap)
         pool = best[:POOL]
         item_ids = [each.candidate.item_id for each in pool]
-        texts = self.reduced(self.items.text_vectors(item_ids))
+        texts = self.items.text_vectors(item_ids)
         likeness = likeness_of(texts, lambda: self.items.block(item_ids).categories)
         scores = np.array([each.score for each in pool], dtype=np.float32)
         picks = spread_out(scores, likeness, limit, diversity, cap) if pool else []
