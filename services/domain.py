@@ -264,7 +264,8 @@ class Query:
     """One question. Time is a field: nothing below the edge reads a clock.
 
     `recent` (oldest first) replaces the stored history for an anonymous caller; `like` asks for items related to one
-    item; `among` asks to rank exactly these items.
+    item; `among` asks to rank exactly these items. `diversity` (0..1), `category_cap` (0: none) and `explore`: None
+    leaves it to the instance.
     """
 
     request_id: str
@@ -278,6 +279,9 @@ class Query:
     categories: frozenset[str] = frozenset()
     seen: Literal["drop", "keep"] = "drop"
     record: bool = True
+    diversity: float | None = None
+    category_cap: int | None = None
+    explore: bool | None = None
 
 
 # Structs, made five times as fast as frozen dataclasses: an answer makes hundreds of candidates.
@@ -319,13 +323,14 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """One place of a slate; `rank` counts from 0."""
+    """One place of a slate; `rank` counts from 0; `propensity`: the chance with which this item was drawn for it."""
 
     item_id: str
     rank: int
     score: float
     source: str
     reason: Reason
+    propensity: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

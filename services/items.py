@@ -231,6 +231,17 @@ class ItemTable:
             sizes = [(-len(of), encoder) for encoder, of in self._vectors.items()]
         return min(sizes)[1] if sizes else ""
 
+    def text_vectors(self, item_ids: Sequence[str]) -> NDArray[np.float32]:
+        """The raw text vectors of some items, float32 [n, T], in the order asked, by the encoder of most items; zeros
+        where none has come."""
+        with self._lock:
+            of_most = self._vectors.get(self.encoder_of_most(), {})
+            found = [of_most.get(self._slots.get(item_id, 0), (0, None))[1] for item_id in item_ids]
+        width = max((len(vector) for vector in found if vector is not None), default=0)
+        nothing = np.zeros(width, dtype=np.float32)  # also for another encoder's, while items are embedded anew
+        known = [nothing if vector is None or len(vector) != width else vector for vector in found]
+        return np.array(known, dtype=np.float32).reshape(len(known), width)
+
     def covisits(self, item_id: str) -> tuple[tuple[str, float], ...]:
         """Items seen together with this one and how strongly, strongest first."""
         part = self._covisits.get(self._slots.get(item_id, 0))
@@ -290,6 +301,10 @@ class ItemTable:
         with self._lock:
             numbers = [n for name in wanted if (n := self._category_numbers.get(name))]
             return np.asarray(np.isin(self._categories[self._slots_of(item_ids)], numbers).any(axis=1), dtype=np.bool_)
+
+    def category_numbers(self, names: frozenset[str]) -> frozenset[int]:
+        """The numbers that these categories have in a block; unknown ones have none."""
+        return frozenset(number for name in names if (number := self._category_numbers.get(name)))
 
     def trending(self, now_us: int, limit: int) -> tuple[tuple[str, float], ...]:
         """Items with the most clicks lately: the 24 h and the 7 d ranking, taken in turn; score is decayed clicks."""

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import structlog
 from services.domain import EPOCH, BadRequest, FreshrankError, Metric, Verdict
 from services.items import ItemTable
 from services.memory import MemorySlateLog
+from services.mix import BY_SCORE, Mix
 from services.patience import Patience, Stopped
 from services.ports import LIVE_ITEMS_KEPT, FeatureStore
 from services.processes import AWAY, WATCH_EVERY_S, Progress, unwatched
@@ -132,7 +134,7 @@ def evaluate_files(settings: Settings, wanted: Wanted, progress: Progress = unwa
         return open_cached(source, s, cache)
 
     means = Means(
-        unrecorded, s.effort, s.text_encoder, s.device, s.train_threads, s.text_batch_max,
+        partial(unrecorded, mix=s.mix()), s.effort, s.text_encoder, s.device, s.train_threads, s.text_batch_max,
         block=wanted.block, size=wanted.size, open_encoder=encoder,
     )  # fmt: skip
     run = evaluate_impressions if wanted.impressions else ranked
@@ -162,7 +164,7 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
         events=lambda until: columns_of_arrow(home.archive.events_table(EPOCH, until), rules),
         history=home.history,
         items_at=ItemsAtCut(items, home.history),
-        stages_for=unrecorded,
+        stages_for=partial(unrecorded, mix=s.mix()),
         load=lambda info: load_release(info, s.device),
         served=lambda since_us, until_us, chosen: lists_between(home.archive, rules, since_us, until_us, chosen),
     )
@@ -174,9 +176,9 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
     return ReleaseParts(sources, choices, progress)
 
 
-def unrecorded(release: ModelRelease, items: ItemTable, features: FeatureStore) -> Stages:
+def unrecorded(release: ModelRelease, items: ItemTable, features: FeatureStore, mix: Mix = BY_SCORE) -> Stages:
     """What serving answers with, but nothing is kept of the answers."""
-    return build_stages(release, items, features, MemorySlateLog(0))[0]
+    return build_stages(release, items, features, MemorySlateLog(0), mix)[0]
 
 
 def parity(settings: Settings, sample: int, since: datetime) -> Parity:

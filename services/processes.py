@@ -332,7 +332,7 @@ class Instance:
 
     def _build(self, info: ReleaseInfo | None, items: ItemTable) -> Stages:
         release = load_release(info, self.settings.device) if info else None
-        stages, vectors = build_stages(release, items, self.features, self._slates)
+        stages, vectors = build_stages(release, items, self.features, self._slates, self.settings.mix())
         if info is not None and vectors is not None:
             self._vectors = [*self._vectors[-1:], vectors]  # the old release still answers until the swap
             vectors.load()  # once more: what came since the first look went to the old release only

@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from services.domain import KindRule, KindRules, SettingsInvalid
+from services.mix import Mix
 
 TOML_NAME = "freshrank.toml"
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://")
@@ -153,6 +154,20 @@ class Settings(BaseSettings):
     listed_only: bool = Field(False, description="Show only items that have a card, none known from events alone.")
     items_poll_ms: int = Field(250, ge=10, description="How often servers look for changed items.")
 
+    candidates_faiss_max: int = Field(150, ge=0, le=1000, description="Items near the user's vector; 0: none.")
+    candidates_covisits_max: int = Field(40, ge=0, le=1000, description="Items taken with the user's newest; 0: none.")
+    candidates_trending_max: int = Field(30, ge=0, le=1000, description="Items that most take now; 0: none.")
+    candidates_new_max: int = Field(20, ge=0, le=1000, description="Items that came last; 0: none.")
+    list_diversity: float = Field(
+        0.0, ge=0, le=1, description="0: lists go by score alone, 1: by unlikeness alone; a question may say otherwise."
+    )
+    list_category_max: int = Field(
+        0, ge=0, description="Most items of any category in a list, 0: no cap; a question may say otherwise."
+    )
+    explore_every: int = Field(
+        0, ge=0, description="One place in so many of a recorded list shows an item to learn about it; 0: none."
+    )
+
     text_encoder: str = Field(
         "auto",
         description="auto (MiniLM where installed, else hashing), hashing, none, a transformers folder or a hub id.",
@@ -201,6 +216,13 @@ class Settings(BaseSettings):
             raise ValueError("must look like postgresql://user:password@host:5432/name")
         return url
 
+    @field_validator("explore_every")
+    @classmethod
+    def _some_places(cls, every: int) -> int:
+        if every == 1:
+            raise ValueError("must be 0 or above 1: a list where every place explores is none")
+        return every
+
     @field_validator("api_host")
     @classmethod
     def _loopback(cls, host: str) -> str:
@@ -218,6 +240,13 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file()))
+
+    def mix(self) -> Mix:
+        """How lists are mixed."""
+        return Mix(
+            self.candidates_faiss_max, self.candidates_covisits_max, self.candidates_trending_max,
+            self.candidates_new_max, self.list_diversity, self.list_category_max, self.explore_every,
+        )  # fmt: skip
 
     def kind_rules(self) -> KindRules:
         """The declared kinds as the fold wants them; given kinds add to and replace the default ones."""

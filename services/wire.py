@@ -98,6 +98,7 @@ class WirePick(msgspec.Struct, omit_defaults=True):
     reason_kind: str
     reason_items: list[str] = []
     reason_text: str = ""
+    propensity: float | None = None  # 1.0 is not written; omitting a default goes by identity, which no float keeps
 
 
 class WireSlate(msgspec.Struct, omit_defaults=True):
@@ -228,9 +229,13 @@ def decode_slate(value: bytes, accepted_at: datetime | None = None) -> Slate:
         raise WireError("unknown_version", f"v={wire.v}, this reader knows {VERSION}")
     _check_slate(wire, accepted_at)
     picks = tuple(
-        Pick(p.item_id, rank, p.score, p.source, Reason(p.reason_kind, tuple(p.reason_items), p.reason_text))  # type: ignore[arg-type]
+        Pick(
+            p.item_id, rank, p.score, p.source,
+            Reason(p.reason_kind, tuple(p.reason_items), p.reason_text),  # type: ignore[arg-type]
+            1.0 if p.propensity is None else p.propensity,
+        )
         for rank, p in enumerate(wire.items)
-    )
+    )  # fmt: skip
     return Slate(
         wire.request_id,
         wire.user_id,
@@ -257,6 +262,8 @@ def _check_slate(wire: WireSlate, accepted_at: datetime | None) -> None:
         check_id("item_id", pick.item_id)
         if not math.isfinite(pick.score):
             raise WireError("not_finite", f"the score of {pick.item_id!r} is {pick.score}")
+        if pick.propensity is not None and not 0.0 < pick.propensity <= 1.0:
+            raise WireError("bad_propensity", f"the propensity of {pick.item_id!r} is {pick.propensity}, not in (0, 1]")
         if pick.item_id in seen:
             raise WireError("duplicate_item", f"{pick.item_id!r} has two places")
         seen.add(pick.item_id)
@@ -307,9 +314,12 @@ def encode_item(change: ItemChange, accepted_at: datetime | None = None, replay_
 def encode_slate(slate: Slate, replay_of: str | None = None) -> Outgoing:
     """The message of a served slate, keyed by its user (by its request where there is none)."""
     picks = [
-        WirePick(p.item_id, p.score, p.source, p.reason.kind, list(p.reason.item_ids), p.reason.text)
+        WirePick(
+            p.item_id, p.score, p.source, p.reason.kind, list(p.reason.item_ids), p.reason.text,
+            None if p.propensity == 1.0 else p.propensity,
+        )
         for p in slate.items
-    ]
+    ]  # fmt: skip
     wire = WireSlate(
         VERSION,
         slate.request_id,

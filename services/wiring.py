@@ -25,6 +25,7 @@ from services.features.places import feast_environment, online_config
 from services.features.rows import Rows
 from services.freshness import Ages, Objective
 from services.items import ItemTable
+from services.mix import BY_SCORE, Mix
 from services.ports import Bus, Consumer, EventSink, FeatureStore, LogView, SlateLog
 from services.recommend import Stages
 from services.reports import Reporter, Serving, Told, nothing_served, told
@@ -333,11 +334,10 @@ def open_home(settings: Settings) -> Iterator[Home]:
 
 
 def build_stages(
-    release: ModelRelease | None, items: ItemTable, features: FeatureStore, slates: SlateLog
+    release: ModelRelease | None, items: ItemTable, features: FeatureStore, slates: SlateLog, mix: Mix = BY_SCORE
 ) -> tuple[Stages, ItemVectors | None]:
     """What answers queries with a release (or without one), and the vectors that want to hear of new items."""
-    from services.candidates.filters import standard_filters
-    from services.candidates.sources import standard_sources
+    from services.candidates import filters, sources
     from services.candidates.vectors import ItemVectors
     from services.ranking.arrange import TopByScore
     from services.ranking.scorers import AttentionScorer, RetrievalOrderScorer
@@ -347,8 +347,8 @@ def build_stages(
         vectors.load()
     scorer = AttentionScorer(release, items, vectors) if release and vectors else RetrievalOrderScorer()
     stages = Stages(
-        release.release_id if release else None, items.as_of, features, standard_sources(items, vectors),
-        standard_filters(items), scorer, TopByScore(items), slates, items.as_of_us,
+        release.release_id if release else None, items.as_of, features, sources.standard_sources(items, vectors, mix),
+        filters.standard_filters(items), scorer, TopByScore(items, mix), slates, items.as_of_us,
     )  # fmt: skip
     return stages, vectors
 

@@ -33,6 +33,7 @@ from services.domain import (
 from services.freshness import figures
 from services.items import CardPart, CovisitsPart, ItemChanged, ItemTable, StatsPart, VectorPart
 from services.memory import MemoryBus, MemoryFeatureStore, MemoryQuarantine, MemoryRegistry, MemorySlateLog
+from services.mix import BY_SCORE, Mix
 from services.ranking.arrange import TopByScore
 from services.ranking.scorers import AttentionScorer, RetrievalOrderScorer
 from services.recommend import Stages
@@ -130,7 +131,11 @@ def proposed(*item_ids: str, source: str = "given") -> tuple[Candidate, ...]:
 
 
 def stages_of(
-    items: ItemTable, features: MemoryFeatureStore, release: HandRelease | None, slates: MemorySlateLog | None = None
+    items: ItemTable,
+    features: MemoryFeatureStore,
+    release: HandRelease | None,
+    slates: MemorySlateLog | None = None,
+    mix: Mix = BY_SCORE,
 ) -> Stages:
     """Everything that answers, by hand-made parts or by the release given."""
     vectors = None
@@ -142,10 +147,10 @@ def stages_of(
         "hand" if release else None,
         items.as_of,
         features,
-        standard_sources(items, vectors),
+        standard_sources(items, vectors, mix),
         standard_filters(items),
         scorer,
-        TopByScore(items),
+        TopByScore(items, mix),
         slates or MemorySlateLog(),
     )
 
@@ -183,7 +188,7 @@ class MemoryRuntime:
         self.history.append("stopped")
 
     def stages(self) -> Stages:
-        return stages_of(self.items, self.features, self.release, self.slates)
+        return stages_of(self.items, self.features, self.release, self.slates, self.settings.mix())
 
     def parts(self) -> Mapping[str, PartHealth]:
         return self.health

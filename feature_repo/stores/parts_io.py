@@ -203,13 +203,21 @@ def _pieces(paths: Sequence[Path], schema: Schema) -> Iterator[Table]:
     for path in paths:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS):
-                held.append(_cast(pa.Table.from_batches([batch]), schema))
+                held.append(_cast(_with_later_columns(pa.Table.from_batches([batch]), schema), schema))
                 rows += batch.num_rows
                 if rows >= ROW_GROUP_ROWS:
                     yield pa.concat_tables(held)
                     held, rows = [], 0
     if held:
         yield pa.concat_tables(held)
+
+
+def _with_later_columns(table: Table, schema: Schema) -> Table:
+    """Rows of a part from before a column of `schema` was added have null there."""
+    for name in schema.names:
+        if name not in table.schema.names:
+            table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))
+    return table
 
 
 def _cast(table: Table, schema: Schema) -> Table:

@@ -16,6 +16,9 @@ from services.api.problems import Problem
 from services.api.runtime import Runtime
 from services.api.schemas import (
     AMONG_MAX,
+    CATEGORY_CAP,
+    DIVERSITY,
+    EXPLORE,
     LIMIT_DEFAULT,
     LIMIT_MAX,
     ProblemAnswer,
@@ -42,6 +45,9 @@ Categories = Annotated[list[str], Parameter(description="Items with any of these
 Record = Annotated[bool, Parameter(description="false for a probe: the answer is not recorded as shown.")]
 Explain = Annotated[bool, Parameter(description="Also say what was dropped, and by which filter.")]
 Cursor = Annotated[str | None, Parameter(description="`next` of the answer before.")]
+Diversity = Annotated[float | None, Parameter(ge=0, le=1, description=DIVERSITY)]
+CategoryCap = Annotated[int | None, Parameter(ge=0, le=LIMIT_MAX, description=CATEGORY_CAP)]
+Explore = Annotated[bool | None, Parameter(description=EXPLORE)]
 
 
 def router(runtime: Runtime) -> APIRouter:
@@ -63,6 +69,9 @@ def _add_user_list(routes: APIRouter, runtime: Runtime) -> None:
         category: Categories = [],  # noqa: B006
         exclude: Ids = [],  # noqa: B006
         seen: Literal["drop", "keep"] = "drop",
+        diversity: Diversity = None,
+        category_cap: CategoryCap = None,
+        explore: Explore = None,
         record: Record = True,
         explain: Explain = False,
         n: LimitAlias = None,
@@ -80,6 +89,9 @@ def _add_user_list(routes: APIRouter, runtime: Runtime) -> None:
             categories=frozenset(category),
             seen=seen,
             record=record,
+            diversity=diversity,
+            category_cap=category_cap,
+            explore=explore,
         )
         return answer(query, runtime, explain=explain)
 
@@ -98,6 +110,9 @@ def _add_bodies(routes: APIRouter, runtime: Runtime) -> None:
             categories=frozenset(body.categories),
             seen=body.seen,
             record=body.record,
+            diversity=body.diversity,
+            category_cap=body.category_cap,
+            explore=body.explore,
         )
         return answer(query, runtime, explain=body.explain)
 
@@ -115,6 +130,8 @@ def _add_bodies(routes: APIRouter, runtime: Runtime) -> None:
             categories=frozenset(body.categories),
             seen=body.seen,
             record=body.record,
+            diversity=body.diversity,
+            category_cap=body.category_cap,
         )
         return answer(query, runtime, explain=body.explain, is_continued=False)
 
@@ -128,6 +145,9 @@ def _add_related(routes: APIRouter, runtime: Runtime) -> None:
         cursor: Cursor = None,
         category: Categories = [],  # noqa: B006
         exclude: Ids = [],  # noqa: B006
+        diversity: Diversity = None,
+        category_cap: CategoryCap = None,
+        explore: Explore = None,
         record: Record = True,
         explain: Explain = False,
         n: LimitAlias = None,
@@ -143,6 +163,9 @@ def _add_related(routes: APIRouter, runtime: Runtime) -> None:
             exclude=_split(exclude) | shown_before(cursor),
             categories=frozenset(category),
             record=record,
+            diversity=diversity,
+            category_cap=category_cap,
+            explore=explore,
         )
         return answer(query, runtime, explain=explain)
 
@@ -204,7 +227,7 @@ def slate_answer(slate: Slate, items: ItemTable, following: str | None, *, expla
         "items": [
             {
                 "item_id": pick.item_id, "title": items.title(pick.item_id), "rank": pick.rank,
-                "score": pick.score, "source": pick.source, "reason": pick.reason,
+                "score": pick.score, "source": pick.source, "reason": pick.reason, "propensity": pick.propensity,
             }
             for pick in slate.items
         ],

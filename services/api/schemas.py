@@ -12,6 +12,12 @@ LIMIT_ALIASES = ("n", "numResults", "count", "size")
 AMONG_MAX = 1000
 RECENT_MAX = 1000
 
+DIVERSITY = "0: by score alone, 1: by unlikeness alone, 0.3: spread out a little; the instance's when left out."
+CATEGORY_CAP = (
+    "At most so many items of any category (of those not asked for); 0: no cap; the instance's when left out."
+)
+EXPLORE = "Whether places may explore (`explore_every`); when left out, those of a list that is recorded."
+
 _LIMIT = AliasChoices("limit", *LIMIT_ALIASES)
 _USER = AliasChoices("user_id", "userId", "UserId", "user", "visitorId", "uid")
 
@@ -27,6 +33,8 @@ class Asking(BaseModel):
     )
     record: bool = Field(True, description="false for a probe: the answer is not recorded as shown.")
     explain: bool = Field(False, description="Also say what was dropped, and by which filter.")
+    diversity: float | None = Field(None, ge=0, le=1, description=DIVERSITY)
+    category_cap: int | None = Field(None, ge=0, le=LIMIT_MAX, description=CATEGORY_CAP)
 
 
 class RecommendationsBody(Asking):
@@ -44,6 +52,7 @@ class RecommendationsBody(Asking):
     limit: int = Field(LIMIT_DEFAULT, ge=1, le=LIMIT_MAX, validation_alias=_LIMIT)
     seen: Literal["drop", "keep"] = Field("drop", description="Whether what was taken before is dropped.")
     cursor: str | None = Field(None, description="`next` of the answer before.")
+    explore: bool | None = Field(None, description=EXPLORE)
 
 
 class RankBody(Asking):
@@ -75,7 +84,7 @@ class ReasonAnswer(BaseModel):
 
 
 class PickAnswer(BaseModel):
-    """One place of a list; `rank` counts from 0."""
+    """One place of a list; `rank` counts from 0. A pick of the source `explored` was drawn to learn about it."""
 
     item_id: str
     title: str
@@ -83,6 +92,9 @@ class PickAnswer(BaseModel):
     score: float
     source: str
     reason: ReasonAnswer
+    propensity: float = Field(
+        1.0, gt=0, le=1, description="The chance with which this item was drawn for this place, given those before."
+    )
 
 
 class DroppedAnswer(BaseModel):
@@ -118,6 +130,7 @@ class SlateAnswer(BaseModel):
                                 "item_ids": ["tt0468569"],
                                 "text": "Because you picked The Dark Knight (2008)",
                             },
+                            "propensity": 1.0,
                         }
                     ],
                 }

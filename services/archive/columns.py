@@ -18,6 +18,7 @@ from services.domain import (
     from_us,
     to_us,
 )
+from services.mix import EXPLORED
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +45,8 @@ def event_schema() -> Schema:
 
 @cache
 def slate_schema() -> Schema:
-    """One row per slate: what to look up by, and the whole of it as it stood on the wire."""
+    """One row per slate: what to look up by, and the whole of it as it stood on the wire. `propensities`: those of the
+    items, null where none was drawn; parts from before have no such column."""
     import pyarrow as pa
 
     return pa.schema(
@@ -52,6 +54,7 @@ def slate_schema() -> Schema:
         + [pa.field(name, pa.string()) for name in ("request_id", "user_id", "release_id")]
         + [pa.field(name, pa.int64()) for name in ("user_row_time_us", "items_as_of", "asked_us")]
         + [pa.field("item_ids", pa.list_(pa.string())), pa.field("message", pa.binary())]
+        + [pa.field("propensities", pa.list_(pa.float64()))]
     )
 
 
@@ -104,6 +107,7 @@ def slate_table(rows: Sequence[tuple[Coordinate, Slate]]) -> Table:
             "asked_us": [to_us(s.asked_at) for s in slates],
             "item_ids": [[pick.item_id for pick in s.items] for s in slates],
             "message": [wire.encode_slate(s).value for s in slates],
+            "propensities": [_propensities(s) for s in slates],
         },
     )
 
@@ -152,6 +156,11 @@ def item_changes_of(batch: pa.RecordBatch) -> list[tuple[Coordinate, ItemChange]
         (Coordinate(log_id, topic, partition, offset), wire.decode_item(message, from_us(accepted_us)))
         for log_id, topic, partition, offset, accepted_us, message in zip(*columns, strict=True)
     ]
+
+
+def _propensities(slate: Slate) -> list[float] | None:
+    found = [pick.propensity for pick in slate.items]
+    return found if any(pick.source == EXPLORED for pick in slate.items) else None
 
 
 def _properties(text: str | None) -> Mapping[str, str]:

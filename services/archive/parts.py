@@ -155,6 +155,13 @@ class ParquetArchive:
         chosen = sorted(found, key=lambda slate: hashlib.md5(slate.request_id.encode()).hexdigest())[:most]
         return sorted((slate for slate in chosen if slate.features), key=lambda slate: slate.asked_at)
 
+    def slates_explored(self, since: datetime, until: datetime) -> Iterator[Slate]:
+        """The slates of `slates` with a pick that was drawn to learn about it: those whose propensities count."""
+        query = _slates_query("message", False, "AND propensities IS NOT NULL", _SLATES_OF_ALL_AGES)
+        for paths in self._chunks(SLATES, since, until):
+            for batch in self._stream(query, paths, since, until):
+                yield from map(wire.decode_slate, batch.column("message").to_pylist())
+
     def slates_served(self, since: datetime, until: datetime) -> int:
         """How many slates `slates` would give."""
         query = f"SELECT count(*) AS served FROM ({_slates_query('asked_us', False)})"
@@ -199,6 +206,7 @@ class ParquetArchive:
         )
         with self._as_unavailable("read"), _duckdb(self._spill()) as connection:
             connection.register("gone", gone)
+            connection.register("slate_columns", columns.slate_schema().empty_table())
             connection.register("asked", pa.table({"request_id": pa.array(list(request_ids), pa.string())}))
             values = {"paths": list(paths), "since": to_us(since), "until": to_us(until)}
             reader: Any = connection.sql(query, params=values).to_arrow_reader(ROWS_AT_ONCE)
@@ -252,10 +260,15 @@ _ITEMS_QUERY = f"""
 _WITH_FEATURES = """AND contains(decode(message), '"features":"')"""
 
 
-def _slates_query(wanted: str, only_asked: bool, some: str = "") -> str:
+_SLATES_OF_ALL_AGES = """(SELECT * FROM slate_columns
+    UNION ALL BY NAME SELECT * FROM read_parquet($paths, union_by_name = true))"""
+"""Parts from before a column have null there, also where no part has it."""
+
+
+def _slates_query(wanted: str, only_asked: bool, some: str = "", parts: str = "read_parquet($paths)") -> str:
     some += "AND request_id IN (SELECT request_id FROM asked)" if only_asked else ""
     return f"""
-        SELECT {wanted} FROM read_parquet($paths) AS slate ANTI JOIN gone
+        SELECT {wanted} FROM {parts} AS slate ANTI JOIN gone
         ON slate.user_id = gone.user_id AND slate.asked_us < gone.erased_us
         WHERE asked_us >= $since AND asked_us < $until {some} {_ONE_COPY} ORDER BY asked_us, request_id"""
 

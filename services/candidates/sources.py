@@ -14,6 +14,7 @@ import numpy as np
 from services.candidates.vectors import ItemVectors
 from services.domain import Candidate, Query, UserState, to_us
 from services.items import ItemTable
+from services.mix import BY_SCORE, Mix
 from services.ports import CandidateSource
 
 Ranked = Sequence[tuple[str, float]]
@@ -141,11 +142,15 @@ class GivenSource:
         return tuple(Candidate(item_id, self.name, 1 / (1 + rank), rank) for rank, item_id in enumerate(given))
 
 
-def standard_sources(items: ItemTable, vectors: ItemVectors | None) -> tuple[CandidateSource, ...]:
+def standard_sources(items: ItemTable, vectors: ItemVectors | None, mix: Mix = BY_SCORE) -> tuple[CandidateSource, ...]:
     """Every source, in the order in which an item proposed twice is kept; without a release there are no vectors."""
-    retrieval: tuple[CandidateSource, ...] = () if vectors is None else (FaissSource(items, vectors),)
-    covisits, trending, new = CovisitSource(items), TrendingSource(items), NewSource(items)
-    return (GivenSource(), RelatedSource(items, vectors), covisits, *retrieval, trending, new)
+    open_ones = (
+        *((CovisitSource(items, mix.covisits),) if mix.covisits else ()),
+        *((FaissSource(items, vectors, mix.faiss),) if mix.faiss and vectors is not None else ()),
+        *((TrendingSource(items, mix.trending),) if mix.trending else ()),
+        *((NewSource(items, mix.new),) if mix.new else ()),
+    )
+    return (GivenSource(), RelatedSource(items, vectors), *open_ones)
 
 
 def _is_open(query: Query) -> bool:

@@ -14,6 +14,7 @@ from services.commands.edge import Json, answer, bars, existing, settings_of, ta
 if TYPE_CHECKING:
     from services.domain import Metric
     from services.evaluation.run import Report, Wanted
+    from services.evaluation.variants import Variant
 
 Name = TypeVar("Name", bound=str)
 PROTOCOLS = ("temporal", "leave-one-out", "targets", "replay")
@@ -60,6 +61,13 @@ Models = Annotated[
 Blocks = Annotated[str | None, typer.Option(help="What the tower is made of: ligr (if not given), sasrec or hstu.")]
 Size = Annotated[str | None, typer.Option(help="How large a tower: small, base or large; by the data if not given.")]
 Against = Annotated[str | None, typer.Option(help="Whom the others are compared with; the best baseline if not given.")]
+Diversity = Annotated[
+    str | None, typer.Option(help="Also the pipeline with each of these diversities (0 to 1, by commas), as asked.")
+]
+CategoryCap = Annotated[str | None, typer.Option(help="Also the pipeline with each of these caps per category.")]
+Without = Annotated[
+    str | None, typer.Option(help="Also the pipeline without each of faiss,covisits,trending,new; trained once.")
+]
 Seeds = Annotated[
     int | None, typer.Option(min=1, help="Trainings of tower and pipeline, 3 if not given; setting `effort` each.")
 ]
@@ -93,6 +101,9 @@ def evaluate(  # noqa: PLR0913
     blocks: Blocks = None,
     size: Size = None,
     against: Against = None,
+    diversity: Diversity = None,
+    category_cap: CategoryCap = None,
+    without: Without = None,
     seeds: Seeds = None,
     at: At = None,
     text_encoder: TextEncoder = None,
@@ -108,9 +119,11 @@ def evaluate(  # noqa: PLR0913
 
     if protocol is not None and protocol not in PROTOCOLS:
         raise BadRequest(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    of_lists = {"--diversity": diversity, "--category-cap": category_cap, "--without": without}
     if impressions is not None:
         needless = {"--protocol": protocol, "--targets": targets, "--cut": cut, "--seen": seen, "--at": at,
-                    "--history-min": history_min, "--features": features, "--retrain": retrain}  # fmt: skip
+                    "--history-min": history_min, "--features": features, "--retrain": retrain,
+                    **of_lists}  # fmt: skip
         _refuse(needless, "does not go with --impressions FILE")
     if events is None:
         of_files = {
@@ -118,7 +131,7 @@ def evaluate(  # noqa: PLR0913
             "--targets": targets, "--cut": cut, "--seen": seen, "--history-min": history_min,
             "--features": features, "--retrain": retrain,
             "--models": models, "--blocks": blocks, "--size": size, "--against": against, "--seeds": seeds,
-            "--at": at, "--out": out, "--text-encoder": text_encoder,
+            "--at": at, "--out": out, "--text-encoder": text_encoder, **of_lists,
         }  # fmt: skip
         _refuse(of_files, "goes with --events FILE, which is not given")
         _live(context, protocol or "temporal", as_json)
@@ -135,6 +148,7 @@ def evaluate(  # noqa: PLR0913
         _depths(at or "10,20,200"), seeds or 3, history_min=history_min, against=against, impressions=impressions,
         features=_given("--features", features, FEATURES), retrain=_given("--retrain", retrain, RETRAIN),  # type: ignore[arg-type]
         block=_one_of("--blocks", blocks or "ligr", BLOCK_NAMES), size=_one_of("--size", size, SIZES) if size else None,
+        variants=_variants(diversity, category_cap, without),
     )  # fmt: skip
     _files(context, wanted, out, as_json, text_encoder)
 
@@ -211,6 +225,21 @@ def _one_of(option: str, given: str, names: tuple[Name, ...]) -> Name:
 
 def _given(option: str, given: str | None, names: tuple[Name, ...]) -> Name | None:
     return None if given is None else _one_of(option, given, names)
+
+
+def _variants(diversity: str | None, category_cap: str | None, without: str | None) -> tuple[Variant, ...]:
+    from services.domain import BadRequest
+    from services.evaluation.variants import variants_of
+
+    def parts(given: str | None) -> list[str]:
+        return [each.strip() for each in given.split(",")] if given else []
+
+    try:
+        diversities = [float(each) for each in parts(diversity)]
+        caps = [int(each) for each in parts(category_cap)]
+    except ValueError:
+        raise BadRequest("--diversity and --category-cap: numbers, separated by commas") from None
+    return variants_of(diversities, caps, parts(without))
 
 
 def _depths(given: str) -> tuple[int, ...]:

@@ -129,7 +129,7 @@ def slate_fields(slate: Slate, titles: Mapping[str, str]) -> Fields:
         "degraded": slate.degraded,
         "items": [
             {"item_id": p.item_id, "rank": p.rank, "score": p.score, "source": p.source,
-             "title": titles[p.item_id], "reason": p.reason}
+             "title": titles[p.item_id], "reason": p.reason, "propensity": p.propensity}
             for p in slate.items
         ],
     }  # fmt: skip

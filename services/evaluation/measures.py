@@ -25,9 +25,12 @@ class PerCase:
 
 class Measures:
     """The metrics of one set of cases at some depths. `described` float [items, F]: rows of length 1, or 0 for an item
-    that nothing is known about; what the distance within lists is measured by."""
+    that nothing is known about; what the distance within lists is measured by. `by_category`: F are categories."""
 
-    def __init__(self, cases: Cases, described: NDArray[np.float32], at: Sequence[int]) -> None:
+    def __init__(
+        self, cases: Cases, described: NDArray[np.float32], at: Sequence[int], by_category: bool = False
+    ) -> None:
+        self._by_category = by_category
         self._cases = cases
         self._described = described
         self._at = tuple(at)
@@ -44,14 +47,21 @@ class Measures:
             found[f"ndcg-debiased@{k}"] = PerCase(gain, self._unpopular)
             if self._described.any():
                 found[f"ild@{k}"] = PerCase(*distances(self._described, ranked.lists[:, :k]))
+            if self._by_category:
+                found[f"entropy@{k}"] = PerCase(*entropies(self._described, ranked.lists[:, :k]))
         depth = ranked.lists.shape[1]
         found["mrr"] = PerCase(np.where(ranked.places < depth, 1.0 / (ranked.places + 1.0), 0.0), every)
         return found
 
-    def coverage(self, ranked: Ranked, part: Mask) -> Mapping[str, float]:
-        """The share of the catalogue that stands in the first k places of some list of a part."""
+    def exposure(self, ranked: Ranked, part: Mask) -> Mapping[str, float]:
+        """How the first k places of the lists of a part are shared out: which share of the catalogue stands in any
+        (coverage), and how unequally items stand there (Gini; 0: all as often, near 1: few of them everywhere)."""
         catalogue = len(self._cases.train.item_ids)
-        return {f"coverage@{k}": _distinct(ranked.lists[part, :k]) / catalogue for k in self._at}
+        found: dict[str, float] = {}
+        for k in self._at:
+            shown = times_shown(ranked.lists[part, :k], catalogue)
+            found |= {f"coverage@{k}": float((shown > 0).mean()), f"gini@{k}": gini(shown)}
+        return found
 
     def parts(self) -> Mapping[str, Mask]:
         """The cases by what was known: of the target (any positive event to learn from) and of the user. Cold users
@@ -99,5 +109,28 @@ def distances(described: NDArray[np.float32], lists: NDArray[np.int64]) -> tuple
     return values, weights
 
 
-def _distinct(lists: NDArray[np.int64]) -> int:
-    return len(np.unique(lists[lists != NOBODY]))
+def entropies(described: NDArray[np.float32], lists: NDArray[np.int64]) -> tuple[Values, Values]:
+    """The entropy of the categories of each list in bits, every item shared out evenly over its own, and 1 for lists
+    with an item that has any. `described` as rows of length 1 over categories: squared they are those shares."""
+    values, weights = np.zeros(len(lists)), np.zeros(len(lists))
+    for number, listed in enumerate(lists):
+        shares = np.square(described[listed[listed != NOBODY]].astype(np.float64)).sum(axis=0)
+        shares = shares[shares > 0]
+        if len(shares):
+            shares /= shares.sum()
+            values[number], weights[number] = -float((shares * np.log2(shares)).sum()), 1.0
+    return values, weights
+
+
+def times_shown(lists: NDArray[np.int64], catalogue: int) -> NDArray[np.int64]:
+    """How many lists each item of the catalogue stands in. int64 [catalogue]"""
+    return np.bincount(lists[lists != NOBODY], minlength=catalogue)
+
+
+def gini(shown: NDArray[np.int64]) -> float:
+    """The Gini coefficient of how often items are shown: half the mean difference of two of them over their mean."""
+    count, total = len(shown), int(shown.sum())
+    if not total:
+        return 0.0
+    by_rank = np.arange(1, count + 1) @ np.sort(shown)
+    return float(2 * by_rank / (count * total) - (count + 1) / count)

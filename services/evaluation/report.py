@@ -42,11 +42,13 @@ def told(report: Report) -> dict[str, object]:
 def overview(report: Report, k: int, part: str) -> tuple[Row, list[Row]]:
     """What people read first: a row per model, the metrics of one part at one depth."""
     found = {(line.model, line.metric): line for line in report.lines if line.slice == part}
-    named = [f"hr@{k}", f"ndcg@{k}", f"ndcg-debiased@{k}", "mrr", f"coverage@{k}", f"ild@{k}"]
+    named = [f"hr@{k}", f"ndcg@{k}", f"ndcg-debiased@{k}", "mrr", f"coverage@{k}", f"gini@{k}", f"ild@{k}",
+             f"entropy@{k}"]  # fmt: skip
     if report.wanted.impressions:
         named = ["auc", "gauc", "mrr", "ndcg@5", "ndcg@10", "ece", "pcoc", "brier", "f1"]
     shown = [name for name in named if any(name == metric for _, metric in found)]
-    short = {f"ndcg-debiased@{k}": "debiased", f"coverage@{k}": "cover", f"ild@{k}": "ild"}
+    short = {f"ndcg-debiased@{k}": "debiased", f"coverage@{k}": "cover", f"gini@{k}": "gini",
+             f"ild@{k}": "ild", f"entropy@{k}": "entropy"}  # fmt: skip
     rows: list[Row] = [
         (model, *(f"{found[model, name].value:.4f}" if (model, name) in found else "" for name in shown))
         for model in dict.fromkeys(model for model, _ in found)

@@ -22,6 +22,7 @@ from services.evaluation.ranking import Board, Made, Ranked
 from services.evaluation.replay import replay
 from services.evaluation.stream import Features, Retrain
 from services.evaluation.tuning import choices_of, tuned
+from services.evaluation.variants import Variant
 
 if TYPE_CHECKING:
     from models.config import BlockName, Effort, ModelConfig, Size
@@ -55,6 +56,12 @@ class Wanted:
     size: Size | None = None
     features: Features | None = None
     retrain: Retrain | None = None
+    variants: tuple[Variant, ...] = ()
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """All that is measured, in the order it is shown."""
+        return (*self.models, *(variant.name for variant in self.variants))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +121,9 @@ def evaluate(wanted: Wanted, rules: KindRules, means: Means, progress: Progress)
         wanted, data, _named(wanted, BASELINES), _named(wanted, TRAINED), means, progress
     )
     described, by = described_by(data)
-    measures = Measures(made.cases, described, wanted.at)
+    measures = Measures(made.cases, described, wanted.at, any(item.categories for item in data.items))
     against = wanted.against or _best_baseline(made.ranked, made.cases, wanted)
-    ordered = {model: made.ranked[model] for model in wanted.models}
+    ordered = {model: made.ranked[model] for model in wanted.named}
     lines = _Lines(measures, made.cases, against).of(ordered)
     return Report(wanted, {**facts_of(data, made.cases, by), **made.facts}, made.settings, against, lines)
 
@@ -139,7 +146,7 @@ def _at_cases(
 
         trainer = Trainer(data.items, cases, means, progress)
         for seed in range(1, wanted.seeds + 1):
-            for model, made in trainer.ranked(board, learned, seed).items():
+            for model, made in trainer.ranked(board, learned, seed, wanted.variants).items():
                 ranked.setdefault(model, []).append(made)
                 settings[model] = means.told(seed)
     return Made(cases, ranked, settings, {})
@@ -162,6 +169,12 @@ def check(wanted: Wanted) -> None:
             choices_of(name, given)
     if len(set(wanted.models)) < len(wanted.models) or not wanted.models:
         raise BadRequest(f"--models names each model once, not {', '.join(wanted.models) or 'none'}")
+    if wanted.variants and wanted.protocol == "replay":
+        raise BadRequest("variants of the pipeline (--diversity, --category-cap, --without) do not go with replay")
+    if wanted.variants and "pipeline" not in wanted.models:
+        raise BadRequest(
+            "--diversity, --category-cap and --without change the model pipeline, which is not in --models"
+        )
     if wanted.against is not None and wanted.against not in wanted.models:
         raise BadRequest(f"--against {wanted.against} is none of --models")
     if wanted.impressions is not None:
@@ -262,7 +275,7 @@ class _Lines:
 
     def _coverage(self, mask: Mask, seeds: Sequence[Ranked]) -> dict[str, Interval]:
         """The mean over the seeds, between the least and the most of them: no mean over users, so no bootstrap."""
-        found = [self._measures.coverage(each, mask) for each in seeds]
+        found = [self._measures.exposure(each, mask) for each in seeds]
         values = {name: [each[name] for each in found] for name in found[0]}
         return {name: Interval(float(np.mean(of)), min(of), max(of)) for name, of in values.items()}
 

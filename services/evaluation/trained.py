@@ -20,6 +20,7 @@ from services.evaluation.cases import Cases
 from services.evaluation.files import Item
 from services.evaluation.knowledge import interaction_at
 from services.evaluation.ranking import NOBODY, Board, Ranked
+from services.evaluation.variants import PIPELINE, Variant
 from services.features.fold import fold
 from services.items import CardPart, CovisitsPart, ItemChanged, ItemTable, StatsPart, VectorPart
 from services.memory import MemoryFeatureStore
@@ -65,15 +66,17 @@ class Trainer:
         rows = {str(n): _row(cases, n, each, length) for n, each in enumerate(_of_users(cases))}
         self._features = MemoryFeatureStore(rows)
 
-    def ranked(self, board: Board, models: Sequence[str], seed: int) -> Mapping[str, Ranked]:
-        """One release, trained with a seed, and what each of `tower` and `pipeline` makes of the cases."""
+    def ranked(
+        self, board: Board, models: Sequence[str], seed: int, variants: Sequence[Variant] = ()
+    ) -> Mapping[str, Ranked]:
+        """One release, trained with a seed, and what tower, pipeline and its variants make of the cases."""
         release = self.fitted(seed)
         found: dict[str, Ranked] = {}
         if "tower" in models:
             text = f"ranking by tower {seed}"
             found["tower"] = board.rank(self.tower(release), self._progress, text)
-        if "pipeline" in models:
-            found["pipeline"] = self._by_pipeline(release, board.depth, seed)
+        for variant in (PIPELINE, *variants) if "pipeline" in models else ():
+            found[variant.name] = self._by_pipeline(release, board.depth, seed, variant)
         return found
 
     def tower(self, release: ModelRelease) -> Ranker:
@@ -105,23 +108,23 @@ class Trainer:
             self._cases.train, self._history, items, known.end_us, means, seed, self._progress, self._plan
         )  # fmt: skip
 
-    def _by_pipeline(self, release: ModelRelease, depth: int, seed: int) -> Ranked:
+    def _by_pipeline(self, release: ModelRelease, depth: int, seed: int, variant: Variant) -> Ranked:
         cases = self._cases
         code = {item_id: n for n, item_id in enumerate(cases.train.item_ids)}
         places = np.full(len(cases), MISSING, dtype=np.int64)
         lists = np.full((len(cases), depth), NOBODY, dtype=np.int64)
         done = 0
         for moment, some in self._known.moments():
-            stages = self._means.stages_for(release, self._known.at(moment), self._features)
+            stages = variant.stages(self._means.stages_for(release, self._known.at(moment), self._features))
             for case in some.tolist():
                 asked_at = from_us(int(cases.until_us[case]))
                 query = Query(f"case-{case}", str(case), depth, asked_at, seen=cases.seen, record=False)
-                listed = [code[pick.item_id] for pick in recommend(query, stages).items]
+                listed = [code[pick.item_id] for pick in recommend(variant.query(query), stages).items]
                 lists[case, : len(listed)] = listed
                 if cases.targets[case] in listed:
                     places[case] = listed.index(int(cases.targets[case]))
             done += len(some)
-            self._progress(done, len(cases), f"ranking by pipeline {seed}")
+            self._progress(done, len(cases), f"ranking by {variant.name}, seed {seed}")
         return Ranked(places, lists)
 
 

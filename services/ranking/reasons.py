@@ -20,3 +20,7 @@ def reason_for(query: Query, candidate: Candidate, title: Callable[[str], str]) 
     if candidate.source == "new":
         return Reason("new_in", (), f"New{within}")
     return Reason("for_you", (), "Fits what you picked lately" if candidate.source == "faiss" else "Ranked for you")
+
+
+TO_LEARN = Reason("explored", (), "Shown to find out whether it fits")
+"""The reason of a place that explores; nobody claims that its item fits."""

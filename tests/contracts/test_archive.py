@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace as replaced
 
+from feature_repo.stores import parts_io
+from services.archive import columns
 from services.archive.parts import FOR_EVER, ParquetArchive
 from services.domain import Coordinate, Event, ItemChange, Pick, Reason, Slate, StageUnavailable, to_us
 from services.memory import MemoryArchive
@@ -115,6 +118,53 @@ class TestParquet(ArchiveContract):
 
 
 # --------------------------------------------------------------------------------- the parquet one alone
+
+
+def exploring(request_id: str, hour: float) -> Slate:
+    drawn = Pick("c", 2, 0.5, "explored", Reason("explored", (), ""), 0.25)
+    return replace(slate(request_id, hour), items=(*slate(request_id, hour).items, drawn))
+
+
+def append_as_before_propensities(folder: Path, offset: int, made: Slate) -> None:
+    """A part as it was written before slates could explore."""
+    schema = columns.slate_schema()
+    before = schema.remove(schema.get_field_index("propensities"))
+    table = columns.slate_table([(at(offset, "freshrank.slates"), made)]).drop_columns(["propensities"])
+    parts_io.append_part(folder / "slates" / "2026-11-22", table, before)
+
+
+def test_slates_that_explored_are_found_by_their_propensities(tmp_path: Path) -> None:
+    archive = ParquetArchive(tmp_path)
+    rows = [(at(0, "freshrank.slates"), slate("r1", 1)), (at(1, "freshrank.slates"), exploring("r2", 2))]
+    archive.append([], rows, [])
+    assert list(archive.slates(*FOR_EVER)) == [slate("r1", 1), exploring("r2", 2)]
+    assert list(archive.slates_explored(*FOR_EVER)) == [exploring("r2", 2)]
+
+
+@pytest.mark.parametrize("older_first", [True, False])
+def test_parts_from_before_there_were_propensities_are_still_read(tmp_path: Path, older_first: bool) -> None:
+    archive = ParquetArchive(tmp_path)
+    newer = [(at(1, "freshrank.slates"), exploring("r2", 2))]
+    if not older_first:
+        archive.append([], newer, [])
+    append_as_before_propensities(tmp_path, 0, slate("r1", 1))
+    if older_first:
+        assert list(archive.slates(*FOR_EVER)) == [slate("r1", 1)]
+        assert list(archive.slates_explored(*FOR_EVER)) == []
+        archive.append([], newer, [])
+    assert list(archive.slates(*FOR_EVER)) == [slate("r1", 1), exploring("r2", 2)]
+    assert list(archive.slates_explored(*FOR_EVER)) == [exploring("r2", 2)]
+    assert archive.slates_served(*FOR_EVER) == 2
+
+
+def test_parts_from_before_there_were_propensities_are_merged_with_newer_ones(tmp_path: Path) -> None:
+    archive = ParquetArchive(tmp_path)
+    for n in range(63):
+        append_as_before_propensities(tmp_path, n, slate(f"r{n:02}", n / 10))
+    archive.append([], [(at(63, "freshrank.slates"), exploring("r63", 7))], [])
+    assert len(parts_io.live_parts(tmp_path / "slates" / "2026-11-22")) == 1
+    assert [s.request_id for s in archive.slates(*FOR_EVER)] == [f"r{n:02}" for n in range(64)]
+    assert list(archive.slates_explored(*FOR_EVER)) == [exploring("r63", 7)]
 
 
 def test_it_is_all_there_after_reopening(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from models.vocabulary import Vocabulary
 from services.candidates import filters, sources
 from services.candidates.vectors import ItemVectors
 from services.domain import UserState
+from services.mix import Mix
 from services.ports import CandidateSource, Filter, Scorer
 from services.ranking.scorers import AttentionScorer, RetrievalOrderScorer
 from services.signals import MODEL_FEATURES
@@ -191,6 +192,14 @@ class TestGivenSource(SourceContract):
 def test_every_source_has_its_suite() -> None:
     made = {type(each).__name__ for each in sources.standard_sources(film_table(), a_history(HandRelease()))}
     assert made == {name.removeprefix("Test") for name in globals() if name.startswith("Test")} & made
+
+
+def test_a_source_keeps_the_limit_of_the_mix_and_without_one_it_is_not_asked() -> None:
+    mix = Mix(faiss=3, covisits=0, trending=2, new=0)
+    made = sources.standard_sources(film_table(), a_history(HandRelease()), mix)
+    assert [(source.name, source.limit) for source in made] == [
+        ("given", 1000), ("related", 150), ("faiss", 3), ("trending", 2),
+    ]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------- filters

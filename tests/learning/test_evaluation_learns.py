@@ -14,6 +14,7 @@ from models.config import ModelConfig
 from services.evaluation.cases import Protocol
 from services.evaluation.impressions import evaluate_impressions
 from services.evaluation.run import Line, Means, Wanted, evaluate
+from services.evaluation.variants import variants_of
 from services.learning import unrecorded
 
 TINY = replace(
@@ -47,7 +48,10 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def measured(files: tuple[Path, Path], protocol: Protocol, seeds: int) -> Found:
-    wanted = Wanted(*files, protocol, ("popularity:3d", "tower", "pipeline"), at=(3, 10), seeds=seeds)
+    variants = variants_of([0.0, 0.9], [], ["faiss"]) if protocol == "temporal" else ()
+    wanted = Wanted(
+        *files, protocol, ("popularity:3d", "tower", "pipeline"), at=(3, 10), seeds=seeds, variants=variants
+    )
     report = evaluate(wanted, RULES, MEANS, lambda *_: None)
     return {(line.model, line.slice, line.metric): line for line in report.lines}
 
@@ -61,6 +65,10 @@ def test_what_the_next_click_is_is_learned_and_by_how_much_it_beats_popularity_i
     assert tower.value > 0.8
     assert found["tower", "all", "ndcg@10 - popularity:3d"].low > 0.0
     assert found["pipeline", "all", "ndcg@10 - popularity:3d"].low > 0.0
+    for name in ("hr@3", "ndcg@10", "ild@10", "coverage@10"):  # nothing but the list may differ, and here it does not
+        assert found["pipeline diversity 0", "all", name].value == found["pipeline", "all", name].value
+    assert found["pipeline diversity 0.9", "all", "ild@10"].value > found["pipeline", "all", "ild@10"].value
+    assert found["pipeline without faiss", "all", "hr@3"].value < pipeline.value
 
 
 def test_each_case_of_leave_one_out_is_asked_at_its_own_time(files: tuple[Path, Path]) -> None:

@@ -72,11 +72,12 @@ def test_a_list_says_what_it_rests_on_and_why_each_item_is_there(client: TestCli
     assert answer["items"] == [
         {
             "item_id": "cold", "title": "Film cold", "rank": 0, "score": 1.0, "source": "faiss",
-            "reason": {"kind": "for_you", "item_ids": [], "text": "Fits what you picked lately"},
+            "reason": {"kind": "for_you", "item_ids": [], "text": "Fits what you picked lately"}, "propensity": 1.0,
         },
         {
             "item_id": "s2", "title": "Film s2", "rank": 1, "score": pytest.approx(0.99619, abs=1e-4),
             "source": "faiss", "reason": {"kind": "for_you", "item_ids": [], "text": "Fits what you picked lately"},
+            "propensity": 1.0,
         },
     ]  # fmt: skip
     assert (answer["user_id"], answer["release_id"], answer["degraded"]) == ("ada", "hand", [])
@@ -148,6 +149,40 @@ def test_trending_is_the_same_for_everybody_and_by_category(client: TestClient) 
     assert [(i["item_id"], i["score"]) for i in everything["items"]] == [("s1", 16.0), ("l1", 14.0), ("s2", 12.0)]
     love = client.get("/v1/trending?category=Love").json()
     assert [i["item_id"] for i in love["items"]] == ["l1", "l2"]
+
+
+def test_a_question_may_spread_its_list_out_or_cap_a_category(client: TestClient) -> None:
+    def listed(**asked) -> list[str]:
+        return [item["item_id"] for item in client.get("/v1/users/ada/recommendations", params=asked).json()["items"]]
+
+    # By score the space films lead (ada took s1); at most one of each category leaves the best of each, and `plain`.
+    assert [item_id[0] for item_id in listed(limit=4)] == ["c", "s", "s", "s"]
+    assert [item_id[0] for item_id in listed(limit=4, category_cap=1)] == ["c", "l", "p"]
+    spread = listed(limit=4, diversity=0.9)
+    assert spread[0] == listed(limit=1)[0]
+    assert {item_id[0] for item_id in spread[:3]} == {"c", "l", "p"}
+    body = {"user_id": "ada", "item_ids": ["s2", "s3", "l1"]}
+    ranked = client.post("/v1/rank", json={**body, "diversity": 0.9}).json()["items"]
+    assert [item["item_id"] for item in ranked] == ["s2", "l1", "s3"]
+    assert len(client.post("/v1/rank", json={**body, "category_cap": 1}).json()["items"]) == 2
+    is_problem(client.get("/v1/users/ada/recommendations?diversity=1.5"), 422, "bad-parameter")
+
+
+def test_next_goes_on_without_repeats_also_where_lists_are_spread_out_and_explore() -> None:
+    runtime = MemoryRuntime(Settings(explore_every=2, list_diversity=0.3), {"ada": user("s1", hidden=("l2",))})
+    with TestClient(create_app(runtime)) as client:
+        shown, cursor = [], None
+        for _ in range(5):
+            page = client.get("/v1/users/ada/recommendations", params={"limit": 2, "cursor": cursor or ""}).json()
+            shown += [item["item_id"] for item in page["items"]]
+            explored = [(i["rank"], i["reason"]["kind"]) for i in page["items"] if i["source"] == "explored"]
+            assert explored in ([(1, "explored")], [])
+            assert all(0 < item["propensity"] <= 1 for item in page["items"])
+            cursor = page["next"]
+            if cursor is None:
+                break
+    assert len(shown) == len(set(shown)) == 8  # all that ada has neither taken nor hidden
+    assert sum(p.source == "explored" for slate in runtime.slates.slates for p in slate.items) == 4
 
 
 def test_a_list_is_recorded_and_a_probe_is_not(client: TestClient, runtime: MemoryRuntime) -> None:

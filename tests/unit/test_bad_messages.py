@@ -166,7 +166,7 @@ def of_slates() -> Iterator[Kind]:
         ("empty_request_id", {"request_id": ""}), ("long_request_id", {"request_id": "r" * 257}),
         ("control_in_user_id", {"user_id": "a\x01"}), ("empty_item_id", {"items": [pick | {"item_id": ""}]}),
         ("negative_time", {"user_row_time_us": -1}), ("negative_time", {"items_as_of": -5}),
-        ("duplicate_item", {"items": [pick, pick]}),
+        ("duplicate_item", {"items": [pick, pick]}), ("bad_propensity", {"items": [pick | {"propensity": 1.5}]}),
         ("future", {"asked_at": "2026-11-23T12:06:00Z"}), ("too_old", {"asked_at": "1970-01-01T00:00:00Z"}),
     ):  # fmt: skip
         yield Kind(TOPIC_SLATES, f"{changed}"[:40], reason, changed)

@@ -35,8 +35,8 @@ from services.tables import open_database
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "demo", "import", "run", "consume", "serve", "retrain", "parity", "evaluate", "recommend", "user", "settings",
-    "status", "reset", "backup", "feast", "migrate", "rejected", "replay",
+    "demo", "import", "run", "consume", "serve", "retrain", "tune-text", "parity", "evaluate", "recommend", "user",
+    "settings", "status", "reset", "backup", "feast", "migrate", "rejected", "replay",
 )  # fmt: skip
 HEAVY = ("feast", "torch", "faiss", "transformers", "pandas", "duckdb", "sqlalchemy", "fastapi", "numpy")
 

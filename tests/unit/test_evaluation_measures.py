@@ -11,7 +11,7 @@ from evaluation_world import cases_of, events_of
 from models.metrics import MISSING
 from services.evaluation.cases import Cases, Seen
 from services.evaluation.intervals import by_user, mean_over_seeds, resampled
-from services.evaluation.measures import Measures, PerCase, distances, unpopular_weights
+from services.evaluation.measures import Measures, PerCase, distances, entropies, gini, unpopular_weights
 from services.evaluation.ranking import NOBODY, Board, Ranked
 
 EVENTS = events_of([("u1", "c", 0), ("u2", "c", 1), ("u3", "b", 2), ("me", "d", 3)])
@@ -64,9 +64,25 @@ def test_metrics_of_places_worked_out_by_hand() -> None:
     assert mean["mrr"] == pytest.approx((1 + 1 / 3) / 3)
     assert "ild@3" not in found  # nothing is known to tell items apart by
     every = np.ones(3, dtype=np.bool_)
-    assert Measures(cases, np.zeros((5, 1), dtype=np.float32), [1, 2]).coverage(ranked, every) == {
-        "coverage@1": 1 / 5, "coverage@2": 3 / 5,
+    # At 1: a three times of five items, all others never. At 2: a 3, b 2, c 1, d and e 0: the ten differences of two
+    # sum to 1 + 2 + 3 + 3 + 1 + 2 + 2 + 1 + 1 + 0 = 16, and 16 / (5 items * 6 times shown) = 8 / 15.
+    assert Measures(cases, np.zeros((5, 1), dtype=np.float32), [1, 2]).exposure(ranked, every) == {
+        "coverage@1": 1 / 5, "gini@1": pytest.approx(4 / 5), "coverage@2": 3 / 5, "gini@2": pytest.approx(8 / 15),
     }  # fmt: skip
+
+
+def test_the_entropy_of_a_list_is_that_of_its_categories_each_item_shared_out_over_its_own() -> None:
+    # Items a {x}, b {y}, c {x, y}, d {}. [a, b]: half and half, 1 bit. [a, c]: x 3/4, y 1/4. [a]: 0. [d]: unknown.
+    half = np.sqrt(0.5)
+    described = np.array([[1, 0], [0, 1], [half, half], [0, 0]], dtype=np.float32)
+    values, weights = entropies(described, np.array([[0, 1], [0, 2], [0, NOBODY], [3, NOBODY]]))
+    assert values == pytest.approx([1.0, 0.75 * log2(4 / 3) + 0.25 * 2, 0.0, 0.0])
+    assert weights.tolist() == [1.0, 1.0, 1.0, 0.0]
+
+
+def test_where_all_are_shown_as_often_there_is_no_inequality() -> None:
+    assert gini(np.array([2, 2, 2])) == pytest.approx(0.0)
+    assert gini(np.zeros(3, dtype=np.int64)) == 0.0
 
 
 def test_the_debiased_mean_shares_the_weight_of_targets_that_stand_out() -> None:

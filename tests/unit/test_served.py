@@ -74,6 +74,14 @@ def test_what_was_clicked_is_taken_and_what_stood_above_it_or_just_below_was_pas
     assert (lists.as_of_us.tolist(), lists.served, lists.left_out) == ([ASKED_US - SECOND_US], 4, {})
 
 
+def test_a_pick_that_explored_is_seen_and_taken_as_any_other() -> None:
+    drawn = Pick("x", 2, 0.1, "explored", Reason("explored", (), ""), 0.05)
+    shown = slate("abycdefgh")
+    shown = replace(shown, items=tuple(drawn if pick.item_id == "y" else pick for pick in shown.items))
+    assert seen_and_taken(joined_lists([shown], [answer("x")], CHOSEN, LATER)) == [("abxcde", "x")]
+    assert seen_and_taken(joined_lists([shown], [answer("b")], CHOSEN, LATER)) == [("abxcd", "b")]  # passed over
+
+
 def test_several_clicks_are_several_taken_and_a_repeated_one_is_one() -> None:
     answers = [answer("d"), answer("a"), answer("d", 90 * SECOND_US), answer("b", kind="hide")]
     assert seen_and_taken(joined_lists([slate("abcdefghi")], answers, CHOSEN, LATER)) == [("abcdefg", "ad")]

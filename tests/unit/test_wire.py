@@ -202,6 +202,24 @@ def test_the_bytes_of_a_slate_are_the_newest_golden_ones() -> None:
     assert wire.encode_slate(SLATE).value == (GOLDEN / "slate-v1-features.json").read_bytes().strip()
 
 
+EXPLORED = Pick("c", 2, 0.25, "explored", Reason("explored", (), "Shown to find out"), 0.0625)
+
+
+def test_a_slate_that_explores_is_written_with_the_propensity_and_read_back_equal() -> None:
+    slate = replace(SLATE, items=(*PICKS, EXPLORED), features=b"")
+    golden = (GOLDEN / "slate-v1-explored.json").read_bytes().strip()
+    assert wire.encode_slate(slate).value == golden
+    assert wire.decode_slate(golden) == slate
+    assert golden.count(b"propensity") == 1  # that of the others is 1, and is not written
+
+
+@pytest.mark.parametrize("beyond", [0, -0.5, 1.0001, 2])
+def test_a_propensity_that_is_no_chance_is_refused(beyond: float) -> None:
+    found = json.loads((GOLDEN / "slate-v1-explored.json").read_bytes())
+    found["items"][2]["propensity"] = beyond
+    assert reason_of(wire.decode_slate, found) == "bad_propensity"
+
+
 BEYOND = ("0001-01-01T00:00:00+23:00", "9999-12-31T23:59:59-23:00", 10**400, 1e300)
 ITEM = {"v": 1, "item_id": "i", "operation": "put", "updated_at": "2026-11-23T11:00:00Z", "fields": {}}
 
