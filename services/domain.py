@@ -278,6 +278,7 @@ class Query:
     categories: frozenset[str] = frozenset()
     seen: Literal["drop", "keep"] = "drop"
     record: bool = True
+    reasons: Literal["source", "erasure"] = "source"
 
 
 # Structs, made five times as fast as frozen dataclasses: an answer makes hundreds of candidates.
@@ -318,14 +319,37 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True)
+class LookedAt:
+    """An item of the history that the model looked at: its `share` of the attention, which is no reason, and the `drop`
+    of the score when every event on it is erased from the row, which is one where it is positive."""
+
+    item_id: str
+    title: str
+    share: float
+    drop: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a pick's score hangs on, by erasure. `drop`: that of the item which the reason names; None where it names
+    none. `looked_at`: the most attended items, first the most; `at_nothing`: the share of attention that went to none.
+    """
+
+    drop: float | None
+    looked_at: tuple[LookedAt, ...] = ()
+    at_nothing: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Pick:
-    """One place of a slate; `rank` counts from 0."""
+    """One place of a slate; `rank` counts from 0. `explanation`: only where the query asked for erasure."""
 
     item_id: str
     rank: int
     score: float
     source: str
     reason: Reason
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,13 +387,16 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The gate's decision: promoted or not, why in one sentence, both sides' numbers, and what was learned from."""
+    """The gate's decision: promoted or not, why in one sentence, both sides' numbers, and what was learned from.
+    `rerank`: the reranker orders, else the retrieval score; `told`: what else the report says, a paragraph each."""
 
     release_id: str
     promoted: bool
     reason: str
     metrics: tuple[Metric, ...] = ()
     learned_from: str = ""
+    rerank: bool = True
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -340,15 +340,17 @@ def build_stages(
     from services.candidates.sources import standard_sources
     from services.candidates.vectors import ItemVectors
     from services.ranking.arrange import TopByScore
+    from services.ranking.erasure import ErasureProbe
     from services.ranking.scorers import AttentionScorer, RetrievalOrderScorer
 
     vectors = ItemVectors(release, items, release.embedded_by) if release else None
     if vectors is not None:
         vectors.load()
     scorer = AttentionScorer(release, items, vectors) if release and vectors else RetrievalOrderScorer()
+    probe = ErasureProbe(release, items, vectors, time.perf_counter) if release and vectors else None
     stages = Stages(
         release.release_id if release else None, items.as_of, features, standard_sources(items, vectors),
-        standard_filters(items), scorer, TopByScore(items), slates, items.as_of_us,
+        standard_filters(items), scorer, TopByScore(items), slates, items.as_of_us, probe=probe,
     )  # fmt: skip
     return stages, vectors
 

@@ -40,7 +40,13 @@ LimitAlias = Annotated[int | None, Parameter(ge=1, le=LIMIT_MAX, include_in_sche
 Ids = Annotated[list[str], Parameter(description="May be repeated; commas separate too.")]
 Categories = Annotated[list[str], Parameter(description="Items with any of these; may be repeated.")]
 Record = Annotated[bool, Parameter(description="false for a probe: the answer is not recorded as shown.")]
-Explain = Annotated[bool, Parameter(description="Also say what was dropped, and by which filter.")]
+Explain = Annotated[
+    bool, Parameter(description="Also say what was dropped, and by which filter; reasons are by erasure.")
+]
+Reasons = Annotated[
+    Literal["source", "erasure"],
+    Parameter(description="`erasure`: name an item of the history only if the score falls without it."),
+]
 Cursor = Annotated[str | None, Parameter(description="`next` of the answer before.")]
 
 
@@ -64,6 +70,7 @@ def _add_user_list(routes: APIRouter, runtime: Runtime) -> None:
         exclude: Ids = [],  # noqa: B006
         seen: Literal["drop", "keep"] = "drop",
         record: Record = True,
+        reasons: Reasons = "source",
         explain: Explain = False,
         n: LimitAlias = None,
         numResults: LimitAlias = None,  # noqa: N803
@@ -80,6 +87,7 @@ def _add_user_list(routes: APIRouter, runtime: Runtime) -> None:
             categories=frozenset(category),
             seen=seen,
             record=record,
+            reasons="erasure" if explain else reasons,
         )
         return answer(query, runtime, explain=explain)
 
@@ -98,6 +106,7 @@ def _add_bodies(routes: APIRouter, runtime: Runtime) -> None:
             categories=frozenset(body.categories),
             seen=body.seen,
             record=body.record,
+            reasons="erasure" if body.explain else body.reasons,
         )
         return answer(query, runtime, explain=body.explain)
 
@@ -115,6 +124,7 @@ def _add_bodies(routes: APIRouter, runtime: Runtime) -> None:
             categories=frozenset(body.categories),
             seen=body.seen,
             record=body.record,
+            reasons="erasure" if body.explain else body.reasons,
         )
         return answer(query, runtime, explain=body.explain, is_continued=False)
 
@@ -129,6 +139,7 @@ def _add_related(routes: APIRouter, runtime: Runtime) -> None:
         category: Categories = [],  # noqa: B006
         exclude: Ids = [],  # noqa: B006
         record: Record = True,
+        reasons: Reasons = "source",
         explain: Explain = False,
         n: LimitAlias = None,
         count: LimitAlias = None,
@@ -143,6 +154,7 @@ def _add_related(routes: APIRouter, runtime: Runtime) -> None:
             exclude=_split(exclude) | shown_before(cursor),
             categories=frozenset(category),
             record=record,
+            reasons="erasure" if explain else reasons,
         )
         return answer(query, runtime, explain=explain)
 
@@ -205,6 +217,7 @@ def slate_answer(slate: Slate, items: ItemTable, following: str | None, *, expla
             {
                 "item_id": pick.item_id, "title": items.title(pick.item_id), "rank": pick.rank,
                 "score": pick.score, "source": pick.source, "reason": pick.reason,
+                **({"explanation": pick.explanation} if pick.explanation else {}),
             }
             for pick in slate.items
         ],
