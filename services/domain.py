@@ -1,4 +1,5 @@
-"""The records and errors that every part of freshrank speaks in. No imports but the standard library and msgspec.
+"""The records and errors that every part of freshrank speaks in. No imports but the standard library, msgspec and
+`services.explanations`.
 
 Times are aware UTC datetimes at the edge of a record and integer microseconds since 1970 (`..._us`) where
 they are compared, sorted or stored.
@@ -14,6 +15,10 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import msgspec
+
+from services.explanations import Explanation as Explanation  # noqa: PLC0414 (handed on)
+from services.explanations import LookedAt as LookedAt  # noqa: PLC0414 (handed on)
+from services.explanations import Reason as Reason  # noqa: PLC0414 (handed on)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -304,40 +309,6 @@ class Dropped(msgspec.Struct, frozen=True, gc=False):
 
     item_id: str
     by: str
-
-
-ReasonKind = Literal["because_you_clicked", "trending_in", "new_in", "similar_to", "explored", "for_you"]
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why an item is shown. `item_ids` names the items it started from, where the source has one."""
-
-    kind: ReasonKind
-    item_ids: tuple[str, ...]
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class LookedAt:
-    """An item of the history that the model looked at: its `share` of the attention, which is no reason, and the `drop`
-    of the score when every event on it is erased from the row, which is one where it is positive."""
-
-    item_id: str
-    title: str
-    share: float
-    drop: float
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What a pick's score hangs on, by erasure. `drop`: that of the item which the reason names; None where it names
-    none. `looked_at`: the most attended items, first the most; `at_nothing`: the share of attention that went to none.
-    """
-
-    drop: float | None
-    looked_at: tuple[LookedAt, ...] = ()
-    at_nothing: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

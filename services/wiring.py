@@ -339,18 +339,16 @@ def build_stages(
     from services.candidates.filters import standard_filters
     from services.candidates.sources import standard_sources
     from services.candidates.vectors import ItemVectors
-    from services.ranking.arrange import TopByScore
-    from services.ranking.erasure import ErasureProbe
-    from services.ranking.scorers import AttentionScorer, RetrievalOrderScorer
+    from services.ranking import arrange, erasure, scorers
 
     vectors = ItemVectors(release, items, release.embedded_by) if release else None
     if vectors is not None:
         vectors.load()
-    scorer = AttentionScorer(release, items, vectors) if release and vectors else RetrievalOrderScorer()
-    probe = ErasureProbe(release, items, vectors, time.perf_counter) if release and vectors else None
+    scorer = scorers.AttentionScorer(release, items, vectors) if release and vectors else scorers.RetrievalOrderScorer()
+    probe = erasure.ErasureProbe(release, items, vectors, time.perf_counter) if release and vectors else None
     stages = Stages(
         release.release_id if release else None, items.as_of, features, standard_sources(items, vectors),
-        standard_filters(items), scorer, TopByScore(items), slates, items.as_of_us, probe=probe,
+        standard_filters(items), scorer, arrange.TopByScore(items), slates, items.as_of_us, probe=probe,
     )  # fmt: skip
     return stages, vectors
 
