@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -64,6 +65,12 @@ def reranked(release: ModelRelease, asked: Sequence[Asked]) -> list[NDArray[np.f
         for row, n in enumerate(some):
             found[n] = chances[row, : sizes[n]]
     return found
+
+
+def one_thread() -> None:
+    """From now on forwards and searches of this process stay in the thread that asks: copies of it may be made then."""
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
 
 
 def _alike(lengths: Sequence[int], sizes: Sequence[int], at_once: int) -> Iterator[list[int]]:

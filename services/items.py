@@ -27,6 +27,7 @@ from services.signals import (
     HistoryBlock,
     ItemBlock,
     decayed,
+    decayed_column,
     history_arrays,
 )
 
@@ -180,7 +181,7 @@ class ItemTable:
                         self._covisits[slot] = payload
             self._apply_counts(counted, counts)
             self.as_of = max((self.as_of, *(change.seq for change in changes)))
-            self._ranked.clear()
+            self._forget_rankings({type(change.payload) for change in changes})
 
     def take_new_vectors(self) -> tuple[tuple[str, str], ...]:
         """Encoder and item of the text vectors that came since the last call; each is told once."""
@@ -322,7 +323,7 @@ class ItemTable:
 
         def births() -> NDArray[np.float64]:
             born = self._born_us[: len(self._ids)].astype(np.float64)
-            return np.where(self._servable(now_us, np.arange(len(self._ids))), born, 0.0)
+            return np.where(self._servable(now_us, slice(0, len(self._ids))), born, 0.0)
 
         with self._lock:
             slots = self._ranking("newest", limit, now_us, births)
@@ -334,7 +335,8 @@ class ItemTable:
     def _ranking(
         self, name: str, limit: int, now_us: int, keys: Callable[[], NDArray[np.float64]]
     ) -> NDArray[np.int64]:
-        """The slots with the highest keys, ties by slot; kept until the next change, at most for RANKING_KEPT_US."""
+        """The slots with the highest keys, ties by slot; kept until a change that matters, at most for
+        RANKING_KEPT_US."""
         with self._lock:
             period, ranked = self._ranked.get((name, limit), (-1, None))
             if ranked is None or period != now_us // RANKING_KEPT_US:
@@ -345,12 +347,19 @@ class ItemTable:
                 self._ranked[(name, limit)] = (now_us // RANKING_KEPT_US, ranked)
             return ranked
 
+    def _forget_rankings(self, changed: set[type[Payload]]) -> None:
+        """A card may matter to every ranking, counts to those of clicks, the others to none."""
+        if CardPart in changed:
+            self._ranked.clear()
+        elif StatsPart in changed:
+            self._ranked = {kept: ranked for kept, ranked in self._ranked.items() if kept[0] == "newest"}
+
     def _clicks(self, now_us: int, column: int) -> NDArray[np.float64]:
         used = len(self._ids)
-        counts = decayed(self._counts[:used], self._counts_at_us[:used], now_us)[:, column].astype(np.float64)
-        return np.where(self._servable(now_us, np.arange(used)), counts, 0.0)
+        counts = decayed_column(self._counts[:used], self._counts_at_us[:used], now_us, column).astype(np.float64)
+        return np.where(self._servable(now_us, slice(0, used)), counts, 0.0)
 
-    def _servable(self, now_us: int, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def _servable(self, now_us: int, slots: NDArray[np.int64] | slice) -> NDArray[np.bool_]:
         allowed: NDArray[np.bool_] = (
             self._shown[slots] & (self._expires_us[slots] > now_us) & (self._published_us[slots] <= now_us)
         )

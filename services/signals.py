@@ -150,6 +150,15 @@ def decayed(counts: NDArray[np.float32], at_us: NDArray[np.int64], now_us: int) 
     return (counts * np.exp2(-age_us / half_lives)).astype(np.float32)
 
 
+def decayed_column(
+    counts: NDArray[np.float32], at_us: NDArray[np.int64], now_us: int, column: int
+) -> NDArray[np.float32]:
+    """One column of what `decayed` gives, at a ninth of its cost. [C]"""
+    age_us = np.maximum(now_us - at_us, 0).astype(np.float64)
+    half_life_us = HALF_LIVES_US[column % len(HALF_LIVES_US)]
+    return (counts[:, column] * np.exp2(-age_us / half_life_us)).astype(np.float32)
+
+
 def click_rate(clicks: NDArray[np.float32], impressions: NDArray[np.float32]) -> NDArray[np.float32]:
     """Smoothed click rate; clicks without recorded impressions count as one impression each, so it stays below 1."""
     shown = np.maximum(impressions, clicks)

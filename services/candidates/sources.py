@@ -23,7 +23,8 @@ OVERFETCH_MAX = 1000
 """Most that an index is asked for beyond the limit, to make up for what is passed over."""
 
 RANKING_DEPTHS = (100, 1000, 10_000)
-"""How deep the trending and new rankings are read, until enough is left."""
+"""How deep the trending and new rankings are read, until enough is left; the first time twice what is wanted, if that
+is more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ def _deep_enough(
 ) -> list[tuple[str, float]]:
     """The first `limit` of a ranking that are neither seen nor excluded, read deeper until there are as many."""
     kept: list[tuple[str, float]] = []
-    for depth in RANKING_DEPTHS:
+    for depth in (max(RANKING_DEPTHS[0], 2 * limit), *RANKING_DEPTHS[1:]):
         ranked = ranking(to_us(query.asked_at), depth)
         kept = _kept(items, query, user, ranked, limit)
         if len(kept) == limit or len(ranked) < depth:

@@ -152,7 +152,12 @@ class ItemVectors:
         cold = self._nearest_cold(vector, k)
         if not cold and bool((scores[1:] < scores[:-1]).all()):
             return known  # the index has sorted them, and no two are level
-        return sorted([*known, *cold], key=lambda found: (-found[2], found[0]))[:k]
+        found = [*known, *cold]
+        merged = np.array([score for _, _, score in found])
+        best = np.argsort(-merged, kind="stable")[: k + 1]
+        if bool((merged[best[1:]] < merged[best[:-1]]).all()):
+            return [found[place] for place in best[:k].tolist()]
+        return sorted(found, key=lambda each: (-each[2], each[0]))[:k]
 
     def _nearest_cold(self, vector: Vectors, k: int) -> list[tuple[str, int, float]]:
         delta = self._delta

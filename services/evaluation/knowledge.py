@@ -56,10 +56,10 @@ class Items:
         self.table.apply(ItemChanged(item.item_id, _card(item, 0), 0) for item in items)
         self.table.apply(ItemChanged(item_id, part, 0) for item_id, part in vectors.items())
 
-    def advance(self, place: int) -> None:
-        """Consume what stands before a place of the events."""
+    def advance(self, place: int, together: int = FLUSH_EVENTS) -> None:
+        """Consume what stands before a place of the events, so many at a time: those become known at one moment."""
         while self._taken < place:
-            until = min(place, self._taken + FLUSH_EVENTS)
+            until = min(place, self._taken + together)
             changes = [change for n in range(self._taken, until) for change in self._take(n)]
             self._flushes += 1
             self.table.apply(changes + self._trends.flush(self._flushes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -84,8 +85,9 @@ def _learned(
     progress: Progress,
 ) -> tuple[dict[str, list[Ranked]], str]:
     """Tower and pipeline, a walk per seed, and how long these took."""
+    from models.device import pick_device
     from services.evaluation.trained import embedded, fitted_release
-    from services.evaluation.walk import Walk
+    from services.evaluation.walk import PROCESSES_MAX, Walk
 
     def train(seed: int, part: Segment, items: ItemTable) -> ModelRelease:
         return fitted_release(part.learned, EventsHistory(part.learned), items, part.until_us, means, seed, progress)
@@ -93,22 +95,22 @@ def _learned(
     vectors = embedded(data.items, means, progress)
     found: dict[str, list[Ranked]] = {model: [] for model in models}
     took: dict[str, list[float]] = {}
+    processes = 1 if pick_device(means.device).type != "cpu" else min(PROCESSES_MAX, os.cpu_count() or 1)
     for seed in range(1, wanted.seeds + 1):
-        walk = Walk(stream, data.items, vectors, partial(train, seed), means.stages_for, progress)
+        walk = Walk(stream, data.items, vectors, partial(train, seed), means.stages_for, progress, processes)
         text = f"walking by {' and '.join(models)} {seed}"
         for model, ranked in walk.ranked(parts, models, max(wanted.at), text).items():
             found[model].append(ranked)
         for step, seconds in walk.took.items():
             took.setdefault(step, []).append(seconds)
     means_s = {step: float(np.mean(of)) for step, of in took.items()}
-    return found, _paces(means_s, len(stream.events) - stream.start, models)
+    return found, _pace(means_s, len(stream.events) - stream.start, models, processes)
 
 
-def _paces(took_s: Mapping[str, float], events: int, models: Sequence[str]) -> str:
-    """Seconds of a walk, and events per second of each model: the walk of its rows and its own share, no training."""
-    paces = [f"{model} {events / (took_s['rows'] + took_s[model]):,.0f} events/s" for model in models]
-    seconds = [f"{step} {seconds:.1f} s" for step, seconds in took_s.items() if seconds]
-    return f"{', '.join(paces)}; {', '.join(seconds)} (means over the seeds)"
+def _pace(took_s: Mapping[str, float], events: int, models: Sequence[str], processes: int) -> str:
+    """Events per second of the walk (consumed, asked, ranked), and its seconds; those of training stand apart."""
+    pace = f"{events / took_s['walking']:,.0f} events/s by {' and '.join(models)} on {processes} processes"
+    return f"{pace}; {', '.join(f'{step} {seconds:.1f} s' for step, seconds in took_s.items())} (means over the seeds)"
 
 
 def _facts(stream: Stream, features: Features, retrain: Retrain, parts: Sequence[Segment]) -> dict[str, str]:

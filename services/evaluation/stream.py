@@ -42,6 +42,11 @@ class Stream:
     known_us: NDArray[np.int64]
 
     @property
+    def is_live(self) -> bool:
+        """Whether every event is known at once."""
+        return bool((self.known_us == self.cases.until_us).all())
+
+    @property
     def cut_us(self) -> int:
         """The moment of the first event that is walked."""
         return int(self.events.occurred_us[self.start])

@@ -6,18 +6,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.batched import one_thread
 from models.batches import Progress
 from models.metrics import MISSING
 from services.domain import Query, UserState, from_us
 from services.evaluation.asking import Asking
 from services.evaluation.files import Item
-from services.evaluation.knowledge import Items, Rows
+from services.evaluation.knowledge import FLUSH_EVENTS, Items, Rows
 from services.evaluation.ranking import Board, Ranked, nothing_ranked
+from services.evaluation.sharing import shared
 from services.evaluation.stream import Segment, Stream, chunks
 from services.evaluation.trained import UNKNOWN
 from services.items import ItemTable, VectorPart
@@ -27,16 +30,20 @@ if TYPE_CHECKING:
     from models.release import ModelRelease
 
 ASKED_AT_ONCE = 256
+PROCESSES_MAX = 4
+SHARE_MIN = 50
+"""Cases that make a copy of the process worth it."""
 Vectors = NDArray[np.float32]
+Places = NDArray[np.int64]
 Question = tuple[Query, UserState]
 Train = Callable[[Segment, ItemTable], "ModelRelease"]
 """A release fitted on what may be learned from where a segment begins, over the items as they are known then."""
-Step = Literal["catching up", "training", "rows", "tower", "pipeline"]
+Step = Literal["catching up", "training", "walking"]
 
 
 class Walk:
-    """One walk over a stream, for the models of one seed. `took`: the seconds that went to each step; `rows` are the
-    folds and the user vectors, which tower and pipeline share."""
+    """One walk over a stream, for the models of one seed. `took`: the seconds that went to each step. Several processes
+    walk all of it side by side, and each asks its share of the cases."""
 
     def __init__(
         self,
@@ -46,12 +53,15 @@ class Walk:
         train: Train,
         stages_for: StagesFor,
         progress: Progress,
+        processes: int = 1,
     ) -> None:
-        self.took: dict[Step, float] = dict.fromkeys(("catching up", "training", "rows", "tower", "pipeline"), 0.0)
+        self.took: dict[Step, float] = dict.fromkeys(("catching up", "training", "walking"), 0.0)
+        self._processes = processes
         self._stream = stream
         self._train = train
         self._stages_for = stages_for
         self._progress = progress
+        self._together = 1 if stream.is_live else FLUSH_EVENTS
         self._known = np.searchsorted(stream.events.occurred_us, stream.known_us).tolist()
         published = {item.item_id: item.published_us for item in items}
         self._published_us = np.array([published.get(i, 0) for i in stream.events.item_ids], dtype=np.int64)
@@ -69,20 +79,33 @@ class Walk:
         for part in parts:
             with self._timed("training"):
                 asking = Asking(self._train(part, self._items.table), self._items.table, self._stages_for)
-            tower = _Tower(asking, part, Board(part.asked, depth, part.learned), self._published_us)
-            for some in chunks(np.arange(len(part.places)), ASKED_AT_ONCE):
-                cases = part.places[some]
-                with self._timed("rows"):
-                    questions = [self._question(case, depth) for case in cases.tolist()]
-                    vectors = asking.user_vectors(questions)
-                if "tower" in found:
-                    with self._timed("tower"):
-                        tower.rank(some, vectors, self._stream.cases.until_us[cases], found["tower"])
-                if "pipeline" in found:
-                    with self._timed("pipeline"):
-                        self._by_pipeline(asking, cases.tolist(), questions, vectors, found["pipeline"])
-                self._progress(int(cases[-1]) + 1, size, text)
+            leg = _Leg(part, asking, Board(part.asked, depth, part.learned), tuple(models))
+            shares = min(self._processes, max(1, len(part.places) // SHARE_MIN))
+            if shares > 1:
+                one_thread()  # a copy of a process has none of its threads
+            with self._timed("walking"):
+                for places, made in shared(shares, partial(self._walked, leg, shares, text)):
+                    for model, ranked in made.items():
+                        cases = part.places[places]
+                        found[model].places[cases], found[model].lists[cases] = ranked.places, ranked.lists
         return found
+
+    def _walked(self, leg: _Leg, shares: int, text: str, share: int) -> tuple[Places, dict[str, Ranked]]:
+        """Every so many cases of a leg: their places in it, and what the models make of them."""
+        every = np.arange(share, len(leg.part.places), shares)
+        depth = leg.board.depth
+        found: dict[str, list[Ranked]] = {model: [] for model in leg.models}
+        for places in chunks(every, ASKED_AT_ONCE):
+            cases = leg.part.places[places].tolist()
+            questions = [self._question(case, depth) for case in cases]
+            vectors = leg.asking.user_vectors(questions)
+            if "tower" in found:
+                found["tower"].append(self._by_tower(leg, places, vectors))
+            if "pipeline" in found:
+                found["pipeline"].append(self._by_pipeline(leg, cases, questions, vectors))
+            if share == 0:
+                self._progress(cases[-1] + 1, len(self._stream.cases), text)
+        return every, {model: _joined(ranked) for model, ranked in found.items()}
 
     def _question(self, case: int, depth: int) -> Question:
         """A case with the row that it may know. Asked under its number: a user may stand in one batch twice."""
@@ -92,18 +115,31 @@ class Walk:
         query = Query(f"case-{case}", str(case), depth, asked_at, seen=cases.seen, record=False)
         return query, self._rows.of(int(cases.users[case]))
 
+    def _by_tower(self, leg: _Leg, places: Places, user_vectors: Vectors) -> Ranked:
+        """The whole catalogue by the inner product; an item of which nothing is known stands below all others."""
+        vectors = leg.asking.item_vectors(self._stream.events.item_ids)
+        scores = np.where(vectors.any(axis=1), user_vectors @ vectors.T, UNKNOWN).astype(np.float64)
+        until_us = self._stream.cases.until_us[leg.part.places[places]]
+        scores[self._published_us[None, :] > until_us[:, None]] = -np.inf
+        ranked = nothing_ranked(len(places), leg.board.depth)
+        for n, place in enumerate(places.tolist()):
+            ranked.places[n], ranked.lists[n] = leg.board.place_and_list(scores[n], place)
+        return ranked
+
     def _by_pipeline(
-        self, asking: Asking, cases: Sequence[int], questions: Sequence[Question], vectors: Vectors, to: Ranked
-    ) -> None:
+        self, leg: _Leg, cases: Sequence[int], questions: Sequence[Question], user_vectors: Vectors
+    ) -> Ranked:
         begun = []
-        for case, (query, row), user_vector in zip(cases, questions, vectors, strict=True):
-            self._items.advance(self._known[case])
-            begun.append(asking.begin(query, row, user_vector))
-        for case, picks in zip(cases, asking.finish(begun), strict=True):
+        for case, (query, row), user_vector in zip(cases, questions, user_vectors, strict=True):
+            self._items.advance(self._known[case], self._together)
+            begun.append(leg.asking.begin(query, row, user_vector))
+        ranked = nothing_ranked(len(cases), leg.board.depth)
+        for n, (case, picks) in enumerate(zip(cases, leg.asking.finish(begun), strict=True)):
             listed = [self._code[pick.item_id] for pick in picks]
-            to.lists[case, : len(listed)] = listed
+            ranked.lists[n, : len(listed)] = listed
             target = int(self._stream.cases.targets[case])
-            to.places[case] = listed.index(target) if target in listed else MISSING
+            ranked.places[n] = listed.index(target) if target in listed else MISSING
+        return ranked
 
     @contextmanager
     def _timed(self, step: Step) -> Iterator[None]:
@@ -113,20 +149,14 @@ class Walk:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tower:
-    """The tower alone over the whole catalogue; an item of which nothing is known stands below all others."""
+class _Leg:
+    """What is walked with one release."""
 
-    asking: Asking
     part: Segment
+    asking: Asking
     board: Board
-    published_us: NDArray[np.int64]
+    models: tuple[str, ...]
 
-    def rank(self, some: NDArray[np.int64], user_vectors: Vectors, until_us: NDArray[np.int64], to: Ranked) -> None:
-        """Cases of the part, asked at `until_us`, into the whole."""
-        vectors = self.asking.item_vectors(self.part.asked.train.item_ids)
-        known = vectors.any(axis=1)
-        scores = np.where(known, user_vectors @ vectors.T, UNKNOWN).astype(np.float64)
-        for row, n in enumerate(some.tolist()):
-            scores[row, self.published_us > until_us[row]] = -np.inf
-            case = self.part.places[n]
-            to.places[case], to.lists[case] = self.board.place_and_list(scores[row], n)
+
+def _joined(ranked: Sequence[Ranked]) -> Ranked:
+    return Ranked(np.concatenate([each.places for each in ranked]), np.concatenate([each.lists for each in ranked]))

@@ -102,3 +102,22 @@ def test_of_a_shown_list_the_next_in_the_round_scores_highest(files: tuple[Path,
         m for model, m in found if model == "pipeline"
     }
     assert ("tower", "ece") not in found
+
+
+def test_a_stream_is_walked_and_live_knowledge_is_worth_more_than_what_was_known_at_the_cut(
+    files: tuple[Path, Path],
+) -> None:
+    found = {}
+    for features in ("live", "frozen"):
+        wanted = Wanted(
+            *files, "replay", ("popularity:3d", "tower", "pipeline"), cut="0.7", at=(3, 10), seeds=1, features=features
+        )
+        report = evaluate(wanted, RULES, MEANS, lambda *_: None)
+        found[features] = {(line.model, line.metric): line for line in report.lines if line.slice == "all"}
+        assert "events/s by tower and pipeline" in report.facts["walk"]
+    live, frozen = found["live"], found["frozen"]
+    assert live["tower", "hr@3"].value > 0.8
+    assert live["pipeline", "ndcg@10"].value > live["popularity:3d", "ndcg@10"].value
+    # Three days on, a user stands three items further than the frozen row says.
+    assert frozen["tower", "hr@3"].value < live["tower", "hr@3"].value
+    assert np.isfinite([line.value for line in live.values()]).all()

@@ -16,7 +16,7 @@ from models.release import ModelRelease
 from services.domain import DAY_US, HOUR_US, Query, UserState, from_us
 from services.evaluation.asking import Asking
 from services.evaluation.files import Item
-from services.evaluation.knowledge import Items, Rows, interaction_at
+from services.evaluation.knowledge import FLUSH_EVENTS, Items, Rows, interaction_at
 from services.evaluation.ranking import Ranked
 from services.evaluation.run import Means
 from services.evaluation.stream import FEATURES, Features, Stream, segments, stream_of
@@ -57,17 +57,17 @@ def release(vectors: Vectors) -> ModelRelease:
     return fitted_release(train, EventsHistory(train), items.table, stream.cut_us, MEANS, 1, lambda *_: None)
 
 
-def walked(stream: Stream, vectors: Vectors, release: ModelRelease) -> dict[str, Ranked]:
-    walk = Walk(stream, ITEMS, vectors, lambda *_: release, unrecorded, lambda *_: None)
+def walked(stream: Stream, vectors: Vectors, release: ModelRelease, processes: int = 1) -> dict[str, Ranked]:
+    walk = Walk(stream, ITEMS, vectors, lambda *_: release, unrecorded, lambda *_: None, processes)
     return dict(walk.ranked(segments(stream, "never"), ("tower", "pipeline"), DEPTH, ""))
 
 
 def one_by_one(stream: Stream, vectors: Vectors, release: ModelRelease, case: int) -> dict[str, float]:
     """What an instance would answer that had consumed exactly what the case may know: scores by item, in order."""
-    known = int(np.searchsorted(stream.events.occurred_us, stream.known_us[case]))
     rows, items = Rows(stream.events), Items(stream.events, ITEMS, vectors)
-    rows.advance(known)
-    items.advance(known)
+    for known in [stream.start, *np.searchsorted(stream.events.occurred_us, stream.known_us[: case + 1]).tolist()]:
+        rows.advance(known)
+        items.advance(known, 1 if stream.is_live and known > stream.start else FLUSH_EVENTS)
     row = rows.of(int(stream.cases.users[case]))
     query = query_of(stream, case)
     slate = recommend(query, unrecorded(release, items.table, FrozenRows({"somebody": row})))
@@ -111,6 +111,15 @@ def test_many_questions_at_once_get_the_scores_they_get_alone(vectors: Vectors, 
         alone = {pick.item_id: pick.score for pick in recommend(query, stages).items}
         assert {pick.item_id: pick.score for pick in picks} == pytest.approx(alone, abs=1e-5)
         assert len(picks) > 0
+
+
+def test_two_processes_make_the_lists_that_one_makes(vectors: Vectors, release: ModelRelease) -> None:
+    stream = stream_of(EVENTS, CUT, "drop", "live")
+    alone, shared_out = walked(stream, vectors, release), walked(stream, vectors, release, processes=2)
+    for model in ("tower", "pipeline"):
+        # Other questions stand beside each in its forwards: what is level in the last bits may change places.
+        assert (alone[model].lists == shared_out[model].lists).mean() > 0.98
+        assert (alone[model].places == shared_out[model].places).mean() > 0.98
 
 
 def test_live_rows_are_the_fold_of_everything_before_the_event() -> None:

@@ -19,6 +19,7 @@ from services.signals import (
     click_rate,
     cross_features,
     decayed,
+    decayed_column,
     item_features,
     ranking_features,
     session_length,
@@ -139,3 +140,12 @@ def test_every_feature_is_finite_and_named() -> None:
     assert got.shape == (3, len(RANKING_FEATURES))
     assert got.dtype == np.float32
     assert np.isfinite(got).all()
+
+
+def test_one_column_decays_as_it_does_beside_the_others() -> None:
+    rng = np.random.default_rng(1)
+    counts = rng.random((5, COUNTS_WIDTH)).astype(np.float32) * 100
+    at_us = rng.integers(0, 10 * DAY_US, 5)
+    for column in range(COUNTS_WIDTH):
+        alone = decayed_column(counts, at_us, 5 * DAY_US, column)
+        assert alone.tolist() == decayed(counts, at_us, 5 * DAY_US)[:, column].tolist()
