@@ -21,6 +21,7 @@ import structlog
 from numpy.typing import NDArray
 
 from models.batches import Prefixes, Progress, RankingExamples
+from models.checkpoint import forget
 from models.config import BlockName, Effort, ModelConfig, Size
 from models.fit import FittedTower, assemble, continue_tower, fit_reranker, fit_tower
 from models.release import ModelRelease, ReleaseDamaged
@@ -87,7 +88,7 @@ class Sources:
 class Choices:
     """How a run is to be done. `threads` 0: all cores but one. `cut_us` fixes the cut (for evaluation); None: the gate
     chooses. `model`: its hyper-parameters; None: the defaults for the size of the data, with a tower of `block`s and of
-    `size` (None: by the size of the data, too)."""
+    `size` (None: by the size of the data, too). `checkpoints`: where the tower leaves how far it has come."""
 
     effort: Effort
     seed: int
@@ -100,6 +101,7 @@ class Choices:
     model: ModelConfig | None = None
     block: BlockName = "ligr"
     size: Size | None = None
+    checkpoints: Path | None = None
     served: ServedRules = field(default_factory=ServedRules)
 
 
@@ -149,8 +151,9 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         held_out = held_out_after(corpus, newest_us, config.history, config.held_out_max, choices.seed)
         older = corpus.sequences.before(newest_us // SECOND_US)
         tower = fit_tower(
-            older, corpus.vocabulary, corpus.text_vectors, config, self._progress, held_out, choices.device
-        )
+            older, corpus.vocabulary, corpus.text_vectors, config, self._progress, held_out, choices.device,
+            choices.checkpoints,
+        )  # fmt: skip
         ranking, newest_tower, learned = self._rounds(examples, tower, newest_us)
         reranker = fit_reranker(tower, ranking, config, self._progress)
         tower = newest_tower
@@ -191,6 +194,8 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         """TrainingParts."""
         folder = self._choices.releases / challenger.release_id
         challenger.save(folder)
+        if self._choices.checkpoints:
+            forget(self._choices.checkpoints)
         return ReleaseInfo(
             challenger.release_id,
             str(folder),
