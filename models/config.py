@@ -24,6 +24,10 @@ SHAPES: dict[Size, tuple[int, int, int, int]] = {
 """Width, blocks, heads and history of a tower; a user's row holds 64 events, so a longer reach would read nothing."""
 
 
+FULL_ITEMS = 50_000
+"""Up to so many items a target is told from all of them: the best there is, and what an epoch takes most of."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Tower and reranker. Defaults: those of up to some 100,000 events, and what an older manifest does not say."""
@@ -45,6 +49,8 @@ class ModelConfig:
     """An event this much older than the newest counts half as a target: taste drifts, and so does what is popular."""
 
     batch_targets: int = 1024
+    negatives: int = 0
+    """Items drawn for each batch that stand for all others; 0: every item counts (beyond FULL_ITEMS too many)."""
     learning_rate: float = 5e-3
     weight_decay: float = 0.01
     warmup_steps: int = 50
@@ -70,13 +76,13 @@ class ModelConfig:
     def for_data(
         events: int, items: int, effort: Effort, seed: int = 1, block: BlockName = "ligr", size: Size | None = None
     ) -> ModelConfig:
-        """The defaults for a data set of this size; `items` bounds the width of the batches, so that logits fit.
-        `block` and `size` shape the tower; without `size` it is chosen by the number of events."""
+        """The defaults for a data set of this size; `items` decides whether all of them count against
+        a target. `block` and `size` shape the tower; without `size` it is chosen by the number of events."""
         config = ModelConfig(
             effort=effort,
             seed=seed,
             block=block,
-            batch_targets=max(64, min(1024, 20_000_000 // max(items, 1))),
+            negatives=0 if items <= FULL_ITEMS else 2048,
             patience=2 if effort == "demo" else 4,
         )
         if events > FEW_EVENTS:
@@ -98,7 +104,9 @@ class ModelConfig:
         squares = {"ligr": 6 + 3 * self.ff_multiple, "sasrec": 4 + 2 * self.ff_multiple, "hstu": 5}[self.block]
         per_token = self.blocks * d * d * squares + 2 * self.blocks * self.history * d
         per_row = 2 * self.text_width * d + 4 * d * d
-        return 6.0 * (tokens * per_token + targets * rows * d + steps * rows * per_row)
+        told_from = min(rows, self.negatives or rows)
+        encoded = min(rows, tokens / max(steps, 1) + 2 * self.negatives) if self.negatives else rows
+        return 6.0 * (tokens * per_token + targets * told_from * d + steps * encoded * per_row)
 
 
 def _size_for(events: int) -> Size:

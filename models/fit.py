@@ -6,10 +6,9 @@ Seeded runs on one machine with one number of threads are equal. The caller sets
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,22 +16,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.batches import HeldOut, Prefixes, Progress, RankingExamples, Sequences, no_progress
-from models.config import BUDGET_FLOP, ModelConfig
+from models.checkpoint import Checkpoints, fingerprint_of
+from models.config import ModelConfig
 from models.device import pick_device
 from models.index import FaissIndex
 from models.items import ItemEncoder, TextBasis
-from models.losses import full_softmax, ranking_loss
-from models.metrics import ndcg, places
+from models.losses import ranking_loss
+from models.metrics import ndcg
+from models.ranks import joined
 from models.release import Manifest, ModelRelease, Networks
 from models.reranker import Reranker
 from models.tower import UserTower
+from models.tower_run import GRADIENT_MAX, USERS_AT_ONCE, TowerRun, seeded, stopped_early, table_of, user_vectors
 from models.vocabulary import Vocabulary
-from models.windows import Packed, Windows, batches, cut_windows, hold_out, target_weights
+from models.windows import hold_out
 
 __all__ = ["FittedReranker", "FittedTower", "ModelConfig", "assemble", "continue_tower", "fit_reranker", "fit_tower"]
-
-USERS_AT_ONCE = 256
-GRADIENT_MAX = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class FittedTower:
     def user_vectors(self, prefixes: Prefixes) -> NDArray[np.float32]:
         """What B users wanted at their times. [B, D], length 1."""
         table = torch.from_numpy(self.vectors).to(self.device)
-        return _user_vectors(self.tower, table, prefixes)
+        return user_vectors(self.tower, table, prefixes)
 
     def scores(self, user_vectors: NDArray[np.float32], rows: NDArray[np.integer]) -> NDArray[np.float32]:
         """Inner products of users [B, D] with their candidates' rows [B, C]: the retrieval score. [B, C]"""
@@ -90,24 +89,30 @@ def fit_tower(
     progress: Progress = no_progress,
     validation: HeldOut | None = None,
     device: str = "auto",
+    checkpoints: Path | None = None,
 ) -> FittedTower:
-    """A tower by full softmax over all items, stopped by NDCG@10 on `validation`.
+    """A tower by softmax over all items, or over drawn ones (`config.negatives`), stopped by NDCG@10 on `validation`.
 
     `text_vectors` float32 [V, T], row 0 and items without text all zero. Without `validation` the newest twentieth of
     time is held out (and not learned from: see `continue_tower`). The effort's budget of arithmetic bounds the epochs.
+    With `checkpoints` (a folder) a fit that was killed goes on after its last whole epoch, if all it was given is the
+    same (`models.checkpoint.forget` once that is not wanted). Under `torchrun` the processes share every batch.
     """
     assert len(text_vectors) == len(vocabulary), f"{len(text_vectors)} texts for {len(vocabulary)} rows"
     where = pick_device(device)
     if validation is None:
         sequences, validation = hold_out(sequences, config.history, config.held_out_max)
-    with _seeded(config.seed):
+    kept = checkpoints and Checkpoints(
+        checkpoints, fingerprint_of(sequences, validation, text_vectors, vocabulary, config)
+    )
+    with seeded(config.seed), joined() as ranks:
         basis = TextBasis.fitted(text_vectors, config.text_width)
         items = ItemEncoder(len(vocabulary), config).to(where)
         items.text.copy_(torch.from_numpy(basis.reduced(text_vectors)))
         tower = UserTower(vocabulary.action_count, config).to(where)
-        run = _TowerRun(items, tower, sequences, config, config.learning_rate)
+        run = TowerRun(items, tower, sequences, config, config.learning_rate, ranks)
         epochs = run.epochs_affordable()
-        epoch, best = _stopped_early(run, epochs, validation, progress)
+        epoch, best = stopped_early(run, epochs, validation, progress, kept)
     return _fitted(config, vocabulary, basis, items, tower, where, epoch, best)
 
 
@@ -121,8 +126,8 @@ def continue_tower(
     """
     items, tower = copy.deepcopy(fitted.items), copy.deepcopy(fitted.tower)
     config = fitted.config
-    with _seeded(config.seed + 1):
-        run = _TowerRun(items, tower, sequences, config, config.learning_rate)
+    with seeded(config.seed + 1), joined() as ranks:
+        run = TowerRun(items, tower, sequences, config, config.learning_rate, ranks)
         for epoch in range(epochs):
             run.epoch(epoch, epochs, progress, "tower, newest events")
     done = fitted.epochs + epochs
@@ -139,7 +144,7 @@ def fit_reranker(
     older, newest = examples.by_time()
     fit_on, stop_on = examples.take(older), examples.take(newest)
     retrieval_ndcg = _lists_ndcg(stop_on.retrieval_score, stop_on)
-    with _seeded(config.seed + 2):
+    with seeded(config.seed + 2):
         network = Reranker(tower.vocabulary.action_count, examples.features.shape[2], config).to(tower.device)
         _standardise(network, fit_on)
         table = torch.from_numpy(tower.vectors).to(tower.device)
@@ -182,148 +187,13 @@ def assemble(
     )
 
 
-# ------------------------------------------------------------------------------------------------ the tower
-
-
-class _TowerRun:
-    """What stays the same over the epochs of one fit: windows, weights, optimizer, chance."""
-
-    def __init__(
-        self, items: ItemEncoder, tower: UserTower, sequences: Sequences, config: ModelConfig, rate: float
-    ) -> None:
-        self.items, self.tower, self.config, self.sequences = items, tower, config, sequences
-        self.weights = target_weights(sequences, config.recency_half_life_days)
-        windows = cut_windows(sequences, config.history)
-        # A window without a target teaches nothing.
-        taught = np.concatenate([[0.0], np.cumsum(self.weights, dtype=np.float64)])
-        some = taught[windows.stops] > taught[windows.targets_from]
-        self.windows = Windows(windows.starts[some], windows.stops[some], windows.targets_from[some])
-        self.steps = max(1, math.ceil(np.count_nonzero(self.weights) / config.batch_targets))
-        self.rng = np.random.default_rng(config.seed)
-        self.rate = rate
-        self.optimizer = torch.optim.AdamW(_groups_of(items, tower, config), lr=rate, betas=(0.9, 0.98), fused=True)
-        self.taken = 0
-        counted = np.bincount(sequences.rows[sequences.positive], minlength=len(items.counts)).astype(np.float32)
-        counted[0] = 0
-        items.counts.copy_(torch.from_numpy(counted))
-
-    def epochs_affordable(self) -> int:
-        """As many epochs as the effort's budget pays for, at least one."""
-        tokens = int((self.windows.stops - self.windows.starts).sum())
-        targets = int(np.count_nonzero(self.weights))
-        flop = self.config.tower_flop(tokens, targets, len(self.items.counts), self.steps)
-        return max(1, min(self.config.epochs_max, int(BUDGET_FLOP[self.config.effort] / max(flop, 1.0))))
-
-    def epoch(self, epoch: int, epochs: int, progress: Progress, text: str) -> float:
-        """One pass over all windows. The mean loss."""
-        self.items.train()
-        self.tower.train()
-        losses = []
-        planned = epochs * self.steps
-        for packed in batches(self.sequences, self.windows, self.weights, self.config.batch_targets, self.rng):
-            if not packed.weights.any():
-                continue
-            self._set_rate(planned)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = _tower_loss(self.items, self.tower, packed, self.config)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_([*self.items.parameters(), *self.tower.parameters()], GRADIENT_MAX)
-            self.optimizer.step()
-            self.taken += 1
-            losses.append(loss.detach())
-            progress(min(self.taken, planned - 1), planned, f"{text}, epoch {epoch + 1} of at most {epochs}")
-        return float(torch.stack(losses).mean()) if losses else 0.0
-
-    def _set_rate(self, planned: int) -> None:
-        """Up in a straight line over the first steps, then down to a twentieth at the last planned one."""
-        up = min(1.0, (self.taken + 1) / self.config.warmup_steps)
-        down = max(0.05, 1.0 - self.taken / max(planned, 1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * up * down
-
-
-def _stopped_early(run: _TowerRun, epochs: int, validation: HeldOut, progress: Progress) -> tuple[int, float]:
-    """Fit until NDCG@10 on `validation` has not risen for `patience` epochs; leave the weights of the best epoch."""
-    best, best_epoch, best_state = -1.0, 0, _state(run.items, run.tower)
-    for epoch in range(epochs):
-        run.epoch(epoch, epochs, progress, "tower")
-        found = _held_out_ndcg(run.items, run.tower, validation)
-        progress(min(run.taken, epochs * run.steps - 1), epochs * run.steps, f"tower, NDCG@10 {found:.4f} held out")
-        if found >= best:
-            best, best_epoch, best_state = found, epoch + 1, _state(run.items, run.tower)
-        elif epoch + 1 - best_epoch >= run.config.patience:
-            break
-    run.items.load_state_dict(best_state[0])
-    run.tower.load_state_dict(best_state[1])
-    progress(epochs * run.steps, epochs * run.steps, "tower fitted")
-    return best_epoch, best
-
-
-def _tower_loss(items: ItemEncoder, tower: UserTower, packed: Packed, config: ModelConfig) -> Tensor:
-    where = items.ids.device
-    rows, actions, times_s, asked_s, wanted, weights = (
-        torch.from_numpy(each).to(where)
-        for each in (packed.rows, packed.actions, packed.times_s, packed.asked_s, packed.target_rows, packed.weights)
-    )
-    table = items()
-    read, first = nn.functional.embedding(rows, table), packed.first
-    users = tower(read, actions, times_s, asked_s, rows > 0, first)  # [B, H + 1 - first, D]
-    wanted, weights = wanted[:, first:], weights[:, first:]
-    taught = weights > 0
-    return full_softmax(users[taught], table, wanted[taught], weights[taught], config.temperature)
-
-
-def _user_vectors(tower: UserTower, table: Tensor, prefixes: Prefixes) -> NDArray[np.float32]:
-    tower.eval()
-    found = [np.zeros((0, table.shape[1]), dtype=np.float32)]
-    with torch.inference_mode():
-        for start in range(0, len(prefixes), USERS_AT_ONCE):
-            part = prefixes.take(np.arange(start, min(start + USERS_AT_ONCE, len(prefixes))))
-            rows, actions, times_s, now_s = (
-                torch.from_numpy(each.astype(np.int64)).to(table.device)
-                for each in (part.rows, part.actions, part.times_s, part.now_s)
-            )
-            found.append(tower.newest(table[rows], actions, times_s, now_s, rows > 0).cpu().numpy())
-    return np.concatenate(found)
-
-
-def _table(items: ItemEncoder) -> Tensor:
-    items.eval()
-    with torch.inference_mode():
-        table: Tensor = items()
-        return table
-
-
-def _held_out_ndcg(items: ItemEncoder, tower: UserTower, validation: HeldOut) -> float:
-    table = _table(items)
-    users = torch.from_numpy(_user_vectors(tower, table, validation.prefixes))
-    known = table[1:].cpu()
-    parts = [np.zeros(0, dtype=np.int64)]
-    for start in range(0, len(users), USERS_AT_ONCE):
-        scores = (users[start : start + USERS_AT_ONCE] @ known.T).numpy()
-        parts.append(places(scores, validation.target_rows[start : start + USERS_AT_ONCE] - 1))
-    return ndcg(np.concatenate(parts), 10)
-
-
 def _fitted(
     config: ModelConfig, vocabulary: Vocabulary, basis: TextBasis, items: ItemEncoder, tower: UserTower,
     device: torch.device, epochs: int, held_out_ndcg: float,
 ) -> FittedTower:  # fmt: skip
-    vectors: NDArray[np.float32] = _table(items).cpu().numpy()
+    vectors: NDArray[np.float32] = table_of(items).cpu().numpy()
     tower.eval()
     return FittedTower(config, vocabulary, basis, items, tower, vectors, device, epochs, held_out_ndcg)
-
-
-def _groups_of(items: ItemEncoder, tower: UserTower, config: ModelConfig) -> list[dict[str, object]]:
-    """Matrices of the networks decay; id vectors, biases and norms do not."""
-    named = [*items.named_parameters(), *tower.named_parameters()]
-    dense = [value for name, value in named if value.ndim == 2 and name != "ids" and not name.startswith("by_")]
-    others = [value for name, value in named if not (value.ndim == 2 and name != "ids" and not name.startswith("by_"))]
-    return [{"params": dense, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def _state(items: nn.Module, tower: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    return copy.deepcopy(items.state_dict()), copy.deepcopy(tower.state_dict())
 
 
 # --------------------------------------------------------------------------------------------- the reranker
@@ -387,11 +257,3 @@ def _standardise(network: Reranker, examples: RankingExamples) -> None:
     mean, deviation = joined.mean(axis=0), joined.std(axis=0)
     network.feature_mean.copy_(torch.from_numpy(mean.astype(np.float32)))
     network.feature_scale.copy_(torch.from_numpy(np.where(deviation > 1e-6, deviation, 1.0).astype(np.float32)))
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Torch's chance from a seed, and put back as it was afterwards."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

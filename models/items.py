@@ -73,14 +73,18 @@ class ItemEncoder(nn.Module):
         nn.init.normal_(self.ids, std=ID_START)
         nn.init.constant_(self.mix.bias, 1.0)
 
-    def forward(self) -> Tensor:
-        """[V, D]. Row 0 is zero."""
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        """All items [V, D], or those of the rows [n] alone [n, D]. Row 0 is zero."""
         ids: Tensor = self.ids
-        counts = self.counts
+        counts, text = self.counts, self.text
+        if rows is not None:
+            ids, counts, text = F.embedding(rows, ids), counts[rows], text[rows]
         if self.training and self.id_dropout > 0:
             kept = (torch.rand(len(ids), device=ids.device) >= self.id_dropout).to(ids.dtype)
             ids, counts = ids * kept[:, None], counts * kept
-        vectors = self._mixed(self.text, ids, counts)
+        vectors = self._mixed(text, ids, counts)
+        if rows is not None:
+            return vectors * (rows > 0)[:, None].to(vectors.dtype)
         keep = torch.ones(len(ids), 1, device=ids.device)
         keep[0] = 0.0
         return vectors * keep

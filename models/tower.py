@@ -117,7 +117,7 @@ class UserTower(nn.Module):
         return bias.masked_fill_(hidden[:, None], HIDDEN)
 
     def _output(self, tokens: Tensor) -> Tensor:
-        vectors: Tensor = F.normalize(self.out(self.norm(tokens)), dim=-1)
+        vectors: Tensor = F.normalize(self.out(self.norm(tokens)).float(), dim=-1)
         return vectors
 
 
@@ -126,7 +126,7 @@ def looked_up(table: Tensor, places: Tensor) -> Tensor:
 
     What `table[:, places]` gives, whose gradient is summed up far more slowly.
     """
-    found: Tensor = _LookedUp.apply(table, places)
+    found: Tensor = _LookedUp.apply(table, places)  # type: ignore[no-untyped-call]
     return found
 
 

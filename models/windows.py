@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,8 @@ class Packed:
     """One batch of windows, padded at the end. Position p of `target_rows` is what came after p events (0: no target).
 
     rows, actions, times_s [B, H]; asked_s, target_rows [B, H + 1]; weights float32 [B, H + 1], 0 where no target is.
-    `first`: no target of any of them comes before this position.
+    `first`: no target of any of them comes before this position. `weight_sum`: of the whole batch, of which this may
+    be one process's share.
     """
 
     rows: NDArray[np.int64]
@@ -41,6 +42,7 @@ class Packed:
     target_rows: NDArray[np.int64]
     weights: NDArray[np.float32]
     first: int
+    weight_sum: float
 
 
 def cut_windows(sequences: Sequences, length: int) -> Windows:
@@ -69,38 +71,49 @@ def target_weights(sequences: Sequences, half_life_days: float) -> NDArray[np.fl
 
 
 def batches(
-    sequences: Sequences, windows: Windows, weights: NDArray[np.float32], targets_max: int, rng: np.random.Generator
+    sequences: Sequences,
+    windows: Windows,
+    weights: NDArray[np.float32],
+    targets_max: int,
+    rng: np.random.Generator,
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Packed]:
     """All windows once, in random order; about `targets_max` targets to a batch. Windows of like length stand together,
     so that little is padding; those that only read before their first target stand apart, so that no answer is worked
-    out there."""
+    out there. `shard`: the number of this process and that of all, among which the windows of every batch are shared
+    out."""
+    rank, world = shard
     lengths = windows.stops - windows.starts
     read_only = windows.targets_from > windows.starts
     by_length = lengths * rng.uniform(1.0 - UNLIKE, 1.0 + UNLIKE, len(lengths)) + rng.uniform(0, 0.5, len(lengths))
     order = np.lexsort((by_length, read_only))
     groups = list(_groups(order, lengths, windows.stops - windows.targets_from, targets_max))
     for place in rng.permutation(len(groups)):
-        yield pack(sequences, windows, weights, groups[place])
+        whole = pack(sequences, windows, weights, groups[place][rank::world])
+        total = whole.weight_sum if world == 1 else _weight_of(windows, weights, groups[place])
+        yield replace(whole, weight_sum=total)
 
 
 def pack(sequences: Sequences, windows: Windows, weights: NDArray[np.float32], chosen: NDArray[np.int64]) -> Packed:
     """Some windows as one batch."""
     starts, stops = windows.starts[chosen], windows.stops[chosen]
-    width = int((stops - starts).max())
+    width = int((stops - starts).max(initial=1))
     places = starts[:, None] + np.arange(width)[None, :]  # [B, H + 1]: each event as a target
     inside = places < stops[:, None]
     safe = np.where(inside, places, 0)
     counted = inside & (places >= windows.targets_from[chosen][:, None])
     read = inside[:, 1:]  # The last event of a window is only foretold: what is read stands one before it.
     rows = np.where(read, sequences.rows[safe[:, :-1]], 0).astype(np.int64)
+    counts = np.where(counted, weights[safe], 0.0).astype(np.float32)
     return Packed(
         rows,
         np.where(read, sequences.actions[safe[:, :-1]], 0).astype(np.int64),
         np.where(read, sequences.times_s[safe[:, :-1]], 0),
         np.where(inside, sequences.times_s[safe], 0),
         np.where(counted, sequences.rows[safe], 0).astype(np.int64),
-        np.where(counted, weights[safe], 0.0).astype(np.float32),
-        int((windows.targets_from[chosen] - starts).min()),
+        counts,
+        int((windows.targets_from[chosen] - starts).min()) if len(chosen) else 0,
+        float(counts.sum(dtype=np.float64)),
     )
 
 
@@ -124,6 +137,11 @@ def hold_out(sequences: Sequences, length: int, held_out_max: int, share: float 
     users = sequences.owners()[wanted]
     prefixes = fitted.prefixes_at(users, sequences.times_s[wanted], length)
     return fitted, HeldOut(prefixes, sequences.rows[wanted])
+
+
+def _weight_of(windows: Windows, weights: NDArray[np.float32], chosen: NDArray[np.int64]) -> float:
+    pairs = zip(windows.targets_from[chosen].tolist(), windows.stops[chosen].tolist(), strict=True)
+    return float(sum(weights[first:stop].sum(dtype=np.float64) for first, stop in pairs))
 
 
 def _groups(

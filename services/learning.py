@@ -172,6 +172,7 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
         effort=s.effort, seed=s.seed, releases=s.home / "releases", text_encoder=s.text_encoder, device=s.device,
         threads=s.train_threads, gate=Gate(s.judge_share, s.judge_days_max, users_max=JUDGED_USERS_MAX[s.effort]),
         embedded_by=embedded_by,
+        checkpoints=s.home / "runs" / "unfinished",
     )  # fmt: skip
     return ReleaseParts(sources, choices, progress)
 

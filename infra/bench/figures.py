@@ -60,6 +60,14 @@ UNITS: dict[str, tuple[str, float | None, str]] = {
     "recovery_s_after_kill": ("s", None, LOWER),
     "soak_rss_growth_percent": ("%", 5, LOWER),
     "soak_events_per_s": ("events/s", None, HIGHER),
+    "tower_sequences_per_s": ("sequences/s", None, HIGHER),
+    "tower_flop_share": ("share", None, HIGHER),
+    "reranker_lists_per_s": ("lists/s", None, HIGHER),
+    "reranker_flop_share": ("share", None, HIGHER),
+    "tower_sequences_per_s_gpu": ("sequences/s", None, HIGHER),
+    "tower_flop_share_gpu": ("share", None, HIGHER),
+    "reranker_lists_per_s_gpu": ("lists/s", None, HIGHER),
+    "reranker_flop_share_gpu": ("share", None, HIGHER),
 }
 """Unit, aim (None: no aim yet) and direction of every figure."""
 

@@ -15,6 +15,7 @@ import agreeing
 import consuming
 import history
 import serving
+import training
 from figures import Figure, figure
 from rich.console import Console
 from rich.table import Table
@@ -107,6 +108,7 @@ GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
     "history": join,
     "demo": demo,
     "parity": agree,
+    "training": training.training,
 }
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models.batches import Prefixes, Progress, RankingExamples
 from models.blank import with_random_reranker
+from models.checkpoint import forget
 from models.config import BlockName, Effort, ModelConfig, Size
 from models.fit import FittedTower, assemble, fit_reranker
 from models.release import ModelRelease, ReleaseDamaged
@@ -79,7 +80,7 @@ class Choices:
     """How a run is to be done. `threads` 0: all cores but one. `cut_us` fixes the cut (for evaluation); None: the gate
     chooses. `model`: its hyper-parameters; None: the defaults for the size and the drift of the data. `plan`: what is
     learned from what; None: `newest_rounds`. `embedded_by`: the encoder of the text vectors that are taken; empty: the
-    one of most items."""
+    one of most items. `checkpoints`: where the tower leaves how far it has come."""
 
     effort: Effort
     seed: int
@@ -90,6 +91,7 @@ class Choices:
     gate: Gate = field(default_factory=Gate)
     cut_us: int | None = None
     model: ModelConfig | None = None
+    checkpoints: Path | None = None
     served: ServedRules = field(default_factory=ServedRules)
     plan: Plan | None = None
     embedded_by: str = ""
@@ -190,6 +192,8 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         """TrainingParts."""
         folder = self._choices.releases / challenger.release_id
         challenger.ordered_by(verdict.rerank).save(folder)
+        if self._choices.checkpoints:
+            forget(self._choices.checkpoints)
         return ReleaseInfo(
             challenger.release_id,
             str(folder),

@@ -61,7 +61,10 @@ def newest_rounds(parts: ReleaseParts, examples: Examples, config: ModelConfig) 
     newest_us = newest_from(corpus, REQUESTS_MAX[choices.effort])
     held_out = held_out_after(corpus, newest_us, config.history, config.held_out_max, choices.seed)
     older = corpus.sequences.before(newest_us // SECOND_US)
-    first = fit_tower(older, corpus.vocabulary, corpus.text_vectors, config, parts.progress, held_out, choices.device)
+    first = fit_tower(
+        older, corpus.vocabulary, corpus.text_vectors, config, parts.progress, held_out, choices.device,
+        choices.checkpoints,
+    )  # fmt: skip
     ranking, tower, learned = _rounds(parts, examples, first, newest_us)
     return Planned(ranking, first, tower, learned)
 
@@ -80,8 +83,9 @@ def last_events(parts: ReleaseParts, examples: Examples, config: ModelConfig) ->
     kept = np.ones(len(sequences.rows), dtype=np.bool_)
     kept[places] = False
     tower = fit_tower(
-        sequences.keep(kept), corpus.vocabulary, corpus.text_vectors, config, parts.progress, held_out, choices.device
-    )
+        sequences.keep(kept), corpus.vocabulary, corpus.text_vectors, config, parts.progress, held_out, choices.device,
+        choices.checkpoints,
+    )  # fmt: skip
     asked = np.sort(rng.permutation(len(requests))[: REQUESTS_MAX[choices.effort]])
     learned = Learned(nothing_served(0, 0, choices.served), choices.served.lists_min)
     ranking = parts.ranking_examples(examples, tower, requests.take(asked))

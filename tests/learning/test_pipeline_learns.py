@@ -52,7 +52,8 @@ def parts_over(events: EventColumns, folder: Path, seed: int = 1) -> ReleasePart
         lambda info: ModelRelease.load(Path(info.path), "cpu"),
     )
     gate = Gate(share=0.15, users_min=20, users_max=200)
-    choices = Choices("demo", seed, folder, "noise", "cpu", 1, gate, model=replace(SMALL, seed=seed))
+    model, unfinished = replace(SMALL, seed=seed), folder / "unfinished"
+    choices = Choices("demo", seed, folder, "noise", "cpu", 1, gate, model=model, checkpoints=unfinished)
     return ReleaseParts(sources, choices, lambda *_: None)
 
 
@@ -150,6 +151,15 @@ def test_a_second_run_without_new_events_is_refused(trained: tuple[Verdict, Memo
     old = events.before(int(live.data_until.timestamp() * 1e6))
     with pytest.raises(BadRequest, match="newer"):
         retrain(Training(parts_over(old, folder), registry), NOW)
+
+
+def test_how_far_a_tower_came_is_kept_until_its_release_is_stored(
+    trained: tuple[Verdict, MemoryRegistry, Path], tmp_path: Path
+) -> None:
+    assert list((trained[2] / "unfinished").iterdir()) == []
+    parts = parts_over(rounds(users=40), tmp_path)
+    parts.fit(parts.build(NOW, None))
+    assert [each.name for each in (tmp_path / "unfinished").iterdir()] == ["tower.safetensors"]
 
 
 def test_equal_seeds_make_equal_releases(tmp_path: Path) -> None:

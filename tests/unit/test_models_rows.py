@@ -106,6 +106,22 @@ def test_batches_hold_every_target_once() -> None:
     assert sorted(targets.tolist()) == [1, 1, 2, 3]
 
 
+def test_processes_share_out_every_batch_and_know_the_weight_of_all_of_it() -> None:
+    sequences = _sequences()
+    windows = cut_windows(sequences, length=1)
+    weights = target_weights(sequences, 1e9)
+    whole, one, other = (
+        list(batches(sequences, windows, weights, 100, np.random.default_rng(0), shard))
+        for shard in ((0, 1), (0, 2), (1, 2))
+    )
+    assert [b.weight_sum for b in (*whole, *one, *other)] == [4.0, 4.0, 4.0]
+    shared = np.concatenate([b.target_rows[b.weights > 0] for b in (*one, *other)])
+    assert sorted(shared.tolist()) == [1, 1, 2, 3]
+    assert all(b.weights.any() for b in (*one, *other))
+    empty = list(batches(sequences, windows, weights, 100, np.random.default_rng(0), (7, 8)))
+    assert [(b.weights.any(), b.weight_sum) for b in empty] == [(False, 4.0)]
+
+
 def test_a_target_halves_with_its_age_and_an_old_one_is_left_out() -> None:
     days = np.array([0, 10, 20, 40], dtype=np.int64)
     aged = Sequences.of_events(

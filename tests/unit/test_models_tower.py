@@ -9,8 +9,9 @@ import pytest
 import torch
 from model_world import TINY
 
-from models.blocks import HIDDEN, Hstu, Ligr, Sasrec
+from models.blocks import BLOCKS, HIDDEN, Hstu, Ligr, Sasrec
 from models.config import BLOCK_NAMES, ModelConfig
+from models.device import half_precision
 from models.items import ItemEncoder, TextBasis
 from models.tower import QUERIES_AT_ONCE, UserTower, looked_up, time_bucket
 
@@ -119,6 +120,29 @@ def test_the_time_since_the_newest_event_matters() -> None:
     soon = tower.newest(vectors, actions, times_s, times_s[:, -1] + 10, real)
     late = tower.newest(vectors, actions, times_s, times_s[:, -1] + 30 * 86_400, real)
     assert not torch.allclose(soon, late, atol=1e-3)
+
+
+@pytest.mark.parametrize("block", BLOCK_NAMES)
+def test_in_half_precision_a_tower_says_nearly_the_same_and_learns(block: str) -> None:
+    tower = _tower(replace(TINY, block=block, blocks=2))
+    vectors, actions, times_s, real = _inputs()
+    asked = torch.cat([times_s, times_s[:, -1:] + 60], dim=1)
+    exact = tower(vectors, actions, times_s, asked, real)
+    with half_precision(torch.device("cpu"), wanted=True):
+        rough = tower(vectors, actions, times_s, asked, real)
+    assert rough.dtype == torch.float32
+    assert (rough * exact).sum(dim=-1).min().item() > 0.99, "cosines"
+    assert not torch.equal(rough, exact)
+    rough[..., 0].sum().backward()
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in tower.parameters())
+
+
+@pytest.mark.parametrize("block", BLOCK_NAMES)
+def test_a_block_can_be_compiled_as_a_whole(block: str) -> None:
+    layer = BLOCKS[block](TINY).eval()  # type: ignore[index]
+    tokens, biases = torch.randn(2, 5, TINY.width), [torch.zeros(2, 2, 3, 3), torch.zeros(2, 2, 2, 5)]
+    graph = torch.compile(layer, backend="eager", fullgraph=True, dynamic=True)
+    assert torch.allclose(graph(tokens, biases), layer(tokens, biases), atol=1e-6)
 
 
 ONE_HEAD = replace(TINY, width=1, heads=1, ff_multiple=1, dropout=0.0)
