@@ -82,8 +82,8 @@ class TasteWorld:
 
 def taste_world(users: int = 150, clicks: int = 12, seed: int = 3) -> TasteWorld:
     """Every user likes one of six groups of items and clicks within it at random, about once a day; a third of the
-    items is new on the last days. A title is three words of its group's twelve: what they have to do with each other is
-    known from clicks alone."""
+    items comes for the last two clicks. A title is three words of its group's twelve: what they have to do with each
+    other is known from clicks alone."""
     rng = np.random.default_rng(seed)
     items = [(group, n) for group in range(GROUPS) for n in range(GROUP_ITEMS)]
     titles = {
@@ -94,8 +94,8 @@ def taste_world(users: int = 150, clicks: int = 12, seed: int = 3) -> TasteWorld
     new_from = GROUP_ITEMS * 2 // 3
     for user in range(users):
         group, at = user % GROUPS, int(rng.integers(DAY_S))
-        old = rng.permutation(new_from)[: clicks - 2].tolist()
-        new = (new_from + rng.permutation(GROUP_ITEMS - new_from)[:2]).tolist()
-        steps = enumerate([*old, *new])
+        old = rng.permutation(new_from).tolist()
+        late = rng.permutation([*old[clicks - 2 :], *range(new_from, GROUP_ITEMS)])[:2].tolist()
+        steps = enumerate([*old[: clicks - 2], *late])
         made += [(f"u{user}", f"i{group}-{n:02d}", at + step * DAY_S) for step, n in steps]
     return TasteWorld(titles, sorted(made, key=lambda each: each[2]))
