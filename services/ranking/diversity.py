@@ -77,11 +77,12 @@ def likeness_of(texts: Floats, categories: Callable[[], Categories]) -> Floats:
     products: Floats = texts @ texts.T
     lengths = np.sqrt(np.einsum("nn->n", products))
     known = lengths > 0
-    scale = 1.0 / np.where(known, lengths, 1.0)
-    alike = products * (scale[:, None] * scale)
+    scale = (1.0 / np.where(known, lengths, 1.0)).astype(np.float32)
+    alike: Floats = products * (scale[:, None] * scale)
     if known.all():
         return alike
-    return np.where(known[:, None] & known, alike, _of_categories(categories())).astype(np.float32, copy=False)
+    both: NDArray[np.bool_] = known[:, None] & known
+    return np.where(both, alike, _of_categories(categories()))
 
 
 def _of_categories(categories: Categories) -> Floats:
@@ -90,7 +91,7 @@ def _of_categories(categories: Categories) -> Floats:
     np.put_along_axis(carried, place.reshape(categories.shape), 1.0, axis=1)
     carried[:, numbers == 0] = 0.0
     lengths = np.sqrt(carried.sum(axis=1))
-    units = carried / np.where(lengths > 0, lengths, 1.0)[:, None]
+    units: Floats = (carried / np.where(lengths > 0, lengths, 1.0)[:, None]).astype(np.float32)
     found: Floats = units @ units.T
     return found
 
