@@ -9,16 +9,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import islice
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from services.domain import SECOND_US, ItemCard, UserState, hash64, to_us
+from services.domain import SECOND_US, UserState, hash64
+from services.item_parts import PARTS, CardPart, CovisitsPart, ItemChanged, Payload, StatsPart, VectorPart
 from services.signals import (
     CATEGORIES_MAX,
     COUNTS_WIDTH,
@@ -31,90 +30,8 @@ from services.signals import (
     history_arrays,
 )
 
-PartName = Literal["card", "stats", "covisits", "vector"]
-"""In the feed a vector's part has the tag of its encoder behind it: `vector.TAG` (none in rows from before that)."""
 NEVER_US = 2**62
 RANKING_KEPT_US = 60 * SECOND_US
-
-
-class CardPart(msgspec.Struct, array_like=True):
-    """Part `card`: the merged card of an item; `created_us` is when its first card was accepted."""
-
-    title: str
-    categories: list[str]
-    available: bool
-    deleted: bool
-    published_us: int
-    expires_us: int
-    created_us: int
-
-
-class StatsPart(msgspec.Struct, array_like=True):
-    """Part `stats`: COUNTS_WIDTH decayed counts, held at `at_us`. `written_us` is the moment it was written: one for
-    all that is written at once, strictly rising from one writing to the next; 0 where that was not kept."""
-
-    counts: list[float]
-    at_us: int
-    written_us: int = 0
-
-
-class CovisitsPart(msgspec.Struct, array_like=True):
-    """Part `covisits`: items seen together with this one, strongest first."""
-
-    item_ids: list[str]
-    weights: list[float]
-
-
-class VectorPart(msgspec.Struct, array_like=True):
-    """Part `vector`: the raw text vector, float16 little-endian bytes, the encoder it came from, and the identity of
-    the text (empty where that was not kept). An item has one of each encoder."""
-
-    encoder: str
-    float16: bytes
-    text_hash: str = ""
-
-
-Payload = CardPart | StatsPart | CovisitsPart | VectorPart
-_TYPES: dict[PartName, type[Payload]] = {
-    "card": CardPart,
-    "stats": StatsPart,
-    "covisits": CovisitsPart,
-    "vector": VectorPart,
-}
-_PARTS: tuple[type[Payload], ...] = tuple(_TYPES.values())
-
-
-def encode_part(payload: Payload) -> bytes:
-    """The bytes of a payload as they stand in `items_live`."""
-    return msgspec.msgpack.encode(payload)
-
-
-def decode_part(part: str, payload: bytes) -> Payload:
-    """The payload of a row of `items_live`."""
-    name: PartName = "vector" if part.startswith("vector") else part  # type: ignore[assignment]
-    return msgspec.msgpack.decode(payload, type=_TYPES[name])
-
-
-def card_part(card: ItemCard, created_at: datetime) -> CardPart:
-    """The part of a card that servers need."""
-    return CardPart(
-        card.title,
-        list(card.categories),
-        card.available,
-        card.deleted,
-        to_us(card.published_at) if card.published_at else 0,
-        to_us(card.expires_at) if card.expires_at else 0,
-        to_us(created_at),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class ItemChanged:
-    """One row of the change feed, decoded."""
-
-    item_id: str
-    payload: Payload
-    seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +87,7 @@ class ItemTable:
                 if isinstance(payload, VectorPart):
                     self._apply_vector(change.item_id, slot, payload, change.seq)
                     continue
-                column = _PARTS.index(type(payload))
+                column = PARTS.index(type(payload))
                 if change.seq < self._seqs[slot, column]:
                     continue
                 self._seqs[slot, column] = change.seq
@@ -379,7 +296,7 @@ class ItemTable:
 
     def _apply_counts(self, changes: Sequence[ItemChanged], rows: _CountsRows) -> None:
         """All of them in a few strokes, however many a flush of trends has touched; an item's later row comes later."""
-        column = _PARTS.index(StatsPart)
+        column = PARTS.index(StatsPart)
         slots = np.array([self._slots[change.item_id] for change in changes], dtype=np.int64)
         seqs = np.array([change.seq for change in changes], dtype=np.int64)
         newer = seqs >= self._seqs[slots, column]
@@ -422,7 +339,7 @@ class ItemTable:
 
     def _allocate(self, size: int) -> None:
         self._hashes = np.zeros(size, dtype=np.int64)
-        self._seqs = np.zeros((size, len(_PARTS)), dtype=np.int64)
+        self._seqs = np.zeros((size, len(PARTS)), dtype=np.int64)
         self._counts = np.zeros((size, COUNTS_WIDTH), dtype=np.float32)
         self._counts_at_us = np.zeros(size, dtype=np.int64)
         self._published_us = np.zeros(size, dtype=np.int64)

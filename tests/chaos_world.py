@@ -44,7 +44,7 @@ from services.domain import (
 )
 from services.features.consumer import FeaturesConsumer
 from services.features.history import MemoryHistory
-from services.items import Payload, StatsPart, decode_part
+from services.item_parts import Payload, StatsPart, decode_part
 from services.memory import MemoryArchive, MemoryFeatureStore, MemoryQuarantine
 from services.ports import Archive
 from services.quarantine import Entry

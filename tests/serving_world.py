@@ -31,7 +31,8 @@ from services.domain import (
     to_us,
 )
 from services.freshness import figures
-from services.items import CardPart, CovisitsPart, ItemChanged, ItemTable, StatsPart, VectorPart
+from services.item_parts import CardPart, CovisitsPart, ItemChanged, StatsPart, VectorPart
+from services.items import ItemTable
 from services.memory import MemoryBus, MemoryFeatureStore, MemoryQuarantine, MemoryRegistry, MemorySlateLog
 from services.mix import BY_SCORE, Mix
 from services.ranking.arrange import TopByScore

@@ -9,7 +9,8 @@ from services.candidates.filters import standard_filters
 from services.candidates.sources import CovisitSource, FaissSource, NewSource, TrendingSource
 from services.candidates.vectors import ItemVectors
 from services.domain import DAY_US, SECOND_US, KindRule, KindRules
-from services.items import CardPart, ItemChanged, ItemTable, VectorPart
+from services.item_parts import CardPart, ItemChanged, VectorPart
+from services.items import ItemTable
 from services.memory import MemorySlateLog
 from services.ports import FeatureStore
 from services.ranking.arrange import TopByScore

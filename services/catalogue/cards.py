@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, select
 from services.domain import NO_PROPERTIES, TOPIC_ITEMS, Coordinate, ItemCard, ItemChange, from_us, to_us
 from services.fields import ITEM_FIELDS
 from services.freshness import LIVE, Arrived, arrived
-from services.items import Payload, card_part
+from services.item_parts import Payload, card_part
 from services.tables import among, items, next_number, upsert
 
 IN_MAX = 1000

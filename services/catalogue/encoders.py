@@ -23,7 +23,8 @@ from services.catalogue.cards import card_text, hash_of_text
 from services.catalogue.embeddings import CACHE_FILE, CachedEncoder, EmbeddingCache
 from services.catalogue.live import write_parts
 from services.domain import FreshrankError, ItemCard, ReleaseInfo, SettingsInvalid
-from services.items import ItemChanged, ItemTable, VectorPart
+from services.item_parts import ItemChanged, VectorPart
+from services.items import ItemTable
 from services.settings import Settings
 
 if TYPE_CHECKING:

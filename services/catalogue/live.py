@@ -13,17 +13,17 @@ import msgspec
 from sqlalchemy import Connection, Engine, delete, select
 
 from services.freshness import Arrivals, Arrived
-from services.items import (
+from services.item_parts import (
     CardPart,
     CovisitsPart,
     ItemChanged,
-    ItemTable,
     Payload,
     StatsPart,
     VectorPart,
     decode_part,
     encode_part,
 )
+from services.items import ItemTable
 from services.tables import items_live, live_arrivals, next_number, upsert
 from services.telemetry import ITEMS_AS_OF
 

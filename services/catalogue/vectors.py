@@ -25,7 +25,7 @@ from services.catalogue.cards import LOCK, WriteParts, card_of, card_text
 from services.catalogue.live import encoder_tag
 from services.domain import from_us
 from services.freshness import arrived
-from services.items import Payload, VectorPart
+from services.item_parts import Payload, VectorPart
 from services.tables import among, items, items_live, next_number
 from services.telemetry import TEXT_QUEUE
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from services.domain import Interaction, UserState
 from services.evaluation.files import Item
 from services.features.fold import fold
-from services.items import CardPart, ItemChanged, ItemTable, VectorPart
+from services.item_parts import CardPart, ItemChanged, VectorPart
+from services.items import ItemTable
 from services.training.columns import EventColumns
 from services.trends.memory import MemoryTrends
 

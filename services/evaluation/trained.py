@@ -24,7 +24,8 @@ from services.evaluation.ranking import NOBODY, Board, Ranked
 from services.evaluation.reasons import Measured, joined, query_of, sampled_cases
 from services.evaluation.variants import PIPELINE, Variant
 from services.features.fold import fold
-from services.items import CardPart, CovisitsPart, ItemChanged, ItemTable, StatsPart, VectorPart
+from services.item_parts import CardPart, CovisitsPart, ItemChanged, StatsPart, VectorPart
+from services.items import ItemTable
 from services.memory import MemoryFeatureStore
 from services.ports import FeatureStore
 from services.recommend import recommend

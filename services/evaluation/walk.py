@@ -23,7 +23,8 @@ from services.evaluation.ranking import Board, Ranked, nothing_ranked
 from services.evaluation.sharing import shared
 from services.evaluation.stream import Segment, Stream, chunks
 from services.evaluation.trained import UNKNOWN
-from services.items import ItemTable, VectorPart
+from services.item_parts import VectorPart
+from services.items import ItemTable
 from services.training.evaluate import StagesFor
 
 if TYPE_CHECKING:

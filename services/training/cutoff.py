@@ -19,7 +19,8 @@ from services.domain import (
     UserState,
     hash64,
 )
-from services.items import CovisitsPart, ItemChanged, ItemTable, StatsPart
+from services.item_parts import CovisitsPart, ItemChanged, StatsPart
+from services.items import ItemTable
 from services.ports import FeatureHistory
 from services.training.columns import EventColumns
 

@@ -29,7 +29,7 @@ from services.domain import (
     to_us,
 )
 from services.freshness import LIVE, Arrived, arrived
-from services.items import CovisitsPart, Payload, StatsPart
+from services.item_parts import CovisitsPart, Payload, StatsPart
 from services.ports import EventSource
 from services.tables import next_number
 from services.telemetry import EVENTS_REJECTED

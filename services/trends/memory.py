@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.domain import hash64
-from services.items import CovisitsPart, ItemChanged
+from services.item_parts import CovisitsPart, ItemChanged
 from services.trends.consumer import IMPRESSION_KIND, PURCHASE, stats_part
 from services.trends.counters import (
     CLICK,

@@ -22,7 +22,8 @@ from models.tuning import Tuned, TuningConfig
 from services.candidates.vectors import ItemVectors
 from services.catalogue.encoders import complete, encoder_of, keep_tuned
 from services.domain import DAY_US, SECOND_US, BadRequest, Query, Verdict, from_us
-from services.items import CardPart, ItemChanged, ItemTable
+from services.item_parts import CardPart, ItemChanged
+from services.items import ItemTable
 from services.memory import MemoryRegistry
 from services.retrain import Training, retrain
 from services.training.cutoff import ItemsAtCut, rows_at

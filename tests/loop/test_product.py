@@ -67,7 +67,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 def item_table(world: World) -> ItemTable:
     """Items with cards and clicks, as the feed would bring them."""
-    from services.items import CardPart, ItemChanged, StatsPart
+    from services.item_parts import CardPart, ItemChanged, StatsPart
 
     table, seq = ItemTable(), count(1)
     clicks: dict[str, int] = {}

@@ -10,7 +10,8 @@ from sqlalchemy import Engine
 
 from services.catalogue import live
 from services.catalogue.live import PAGE, ItemFeed, write_parts
-from services.items import CovisitsPart, ItemChanged, ItemTable, Payload, StatsPart
+from services.item_parts import CovisitsPart, ItemChanged, Payload, StatsPart
+from services.items import ItemTable
 
 
 def stats(clicks: float) -> StatsPart:

@@ -7,7 +7,8 @@ import pytest
 from serving_world import NOW_US, film_table, query
 
 from services.domain import Candidate, Query, Scored, UserState
-from services.items import CardPart, ItemChanged, ItemTable, VectorPart
+from services.item_parts import CardPart, ItemChanged, VectorPart
+from services.items import ItemTable
 from services.mix import POOL, Mix
 from services.ranking.arrange import TopByScore
 from services.ranking.diversity import CategoryCap, by_score, likeness_of, spread_out

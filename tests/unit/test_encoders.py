@@ -23,7 +23,8 @@ from services.catalogue.encoders import (
     open_cached,
 )
 from services.domain import ReleaseInfo, SettingsInvalid
-from services.items import CardPart, ItemChanged, ItemTable
+from services.item_parts import CardPart, ItemChanged
+from services.items import ItemTable
 from services.settings import Settings
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

@@ -23,7 +23,7 @@ from services.evaluation.stream import FEATURES, Features, Stream, segments, str
 from services.evaluation.trained import embedded, fitted_release
 from services.evaluation.walk import Walk
 from services.features.fold import fold
-from services.items import VectorPart
+from services.item_parts import VectorPart
 from services.learning import unrecorded
 from services.recommend import recommend
 from services.training.columns import EventColumns, columns_of_rows

@@ -10,7 +10,8 @@ import pytest
 from serving_world import NOW_US, HandRelease, film_table, query, stages_of, user
 
 from services.domain import Candidate, Pick, Scored, UserState
-from services.items import CardPart, ItemChanged, ItemTable, StatsPart
+from services.item_parts import CardPart, ItemChanged, StatsPart
+from services.items import ItemTable
 from services.memory import MemoryFeatureStore, MemorySlateLog
 from services.mix import EXPLORED, Mix
 from services.ranking.arrange import TopByScore

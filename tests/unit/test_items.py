@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from services.domain import DAY_US, HOUR_US, Interaction, ItemCard, UserState, hash64, to_us
-from services.items import (
+from services.item_parts import (
     CardPart,
     CovisitsPart,
     ItemChanged,
-    ItemTable,
     Payload,
     StatsPart,
     VectorPart,
@@ -22,6 +21,7 @@ from services.items import (
     decode_part,
     encode_part,
 )
+from services.items import ItemTable
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 NOW_US = to_us(NOW)

@@ -14,7 +14,8 @@ import pytest
 
 from services.domain import SECOND_US, Interaction, Pick, Reason, Slate, UserState, from_us
 from services.features.history import MemoryHistory
-from services.items import CardPart, ItemChanged, ItemTable, StatsPart
+from services.item_parts import CardPart, ItemChanged, StatsPart
+from services.items import ItemTable
 from services.signals import COUNTS_WIDTH, RANKING_FEATURES, ranking_features
 from services.telemetry import PARITY_LISTS, PARITY_SHARE
 from services.training import parity

@@ -15,7 +15,7 @@ from serving_world import HandRelease
 from services import processes, wire
 from services.catalogue.live import write_parts
 from services.domain import Event, ItemChange, Outgoing, Query, ReleaseInfo, SettingsInvalid, StageUnavailable
-from services.items import VectorPart
+from services.item_parts import VectorPart
 from services.memory import MemorySlateLog
 from services.processes import HELD_BACK, Instance, recommend_once, run_consumer
 from services.settings import Settings

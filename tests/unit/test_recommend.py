@@ -10,7 +10,7 @@ from serving_world import NOW_US, HandRelease, film_table, query, stages_of, use
 
 from services.candidates.vectors import ItemVectors
 from services.domain import HISTORY_MAX, Candidate, Dropped, Query, Scored, StageUnavailable, UserState
-from services.items import CardPart, ItemChanged, VectorPart
+from services.item_parts import CardPart, ItemChanged, VectorPart
 from services.memory import MemoryFeatureStore, MemorySlateLog
 from services.ranking.arrange import TopByScore
 from services.recommend import Stages, anonymous_user, recommend

@@ -7,7 +7,8 @@ import pytest
 from training_world import START_US, columns, item_table, unrelated
 
 from services.domain import DAY_US, Interaction, UserState
-from services.items import CovisitsPart, ItemChanged, ItemTable
+from services.item_parts import CovisitsPart, ItemChanged
+from services.items import ItemTable
 from services.training import cutoff
 from services.training.cutoff import covisits, together_pairs
 from services.training.examples import corpus_of

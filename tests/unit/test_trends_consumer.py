@@ -34,7 +34,8 @@ from services.domain import (
 )
 from services.features.history import MemoryHistory
 from services.freshness import Arrivals, Arrived
-from services.items import ItemTable, Payload
+from services.item_parts import Payload
+from services.items import ItemTable
 from services.memory import MemoryBus, MemorySource
 from services.signals import decayed
 from services.tables import open_database, trend_covisits
