@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import lz4.block
 import numpy as np
@@ -49,7 +49,7 @@ class Lists:
         return [laid[start:end] for start, end in pairwise(edges)]
 
 
-Column = Sequence[Any] | NDArray[Any] | tuple[Lists, Sequence[Any]]
+Column: TypeAlias = Any
 """Of a plain kind: a value for each row. Of a list: where the rows' lists lie, and the flat column."""
 
 
