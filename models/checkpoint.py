@@ -104,5 +104,5 @@ def fingerprint_of(
         validation.target_rows, prefixes.rows, prefixes.actions, prefixes.times_s, prefixes.now_s,
     ):  # fmt: skip
         digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

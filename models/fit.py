@@ -102,9 +102,8 @@ def fit_tower(
     where = pick_device(device)
     if validation is None:
         sequences, validation = hold_out(sequences, config.history, config.held_out_max)
-    kept = checkpoints and Checkpoints(
-        checkpoints, fingerprint_of(sequences, validation, text_vectors, vocabulary, config)
-    )
+    given = sequences, validation, text_vectors, vocabulary, config
+    kept = Checkpoints(checkpoints, fingerprint_of(*given)) if checkpoints else None
     with seeded(config.seed), joined() as ranks:
         basis = TextBasis.fitted(text_vectors, config.text_width)
         items = ItemEncoder(len(vocabulary), config).to(where)

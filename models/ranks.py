@@ -34,8 +34,10 @@ class Ranks:
             return
         flat = torch.cat([_gradient(each).flatten() for each in parameters])
         dist.all_reduce(flat)
-        for each, summed in zip(parameters, flat.split([each.numel() for each in parameters]), strict=True):
-            each.grad = summed.view_as(each)
+        first = 0
+        for each in parameters:
+            each.grad = flat[first : first + each.numel()].view_as(each)
+            first += each.numel()
 
     def agreed(self, value: float) -> float:
         """The value that the first process has: decisions over it must not differ."""

@@ -138,7 +138,8 @@ class TowerRun:
                 self.optimizer.state[each] = kept
         self.taken = reached.taken
         self.rng.bit_generator.state = reached.order
-        return Best(reached.best_epoch, reached.best_ndcg, reached.parts["best_items"], reached.parts["best_tower"])
+        best_items, best_tower = dict(reached.parts["best_items"]), dict(reached.parts["best_tower"])
+        return Best(reached.best_epoch, reached.best_ndcg, best_items, best_tower)
 
     def _set_rate(self, planned: int) -> None:
         """Up in a straight line over the first steps, then down to a twentieth at the last planned one."""

@@ -20,7 +20,8 @@ def _start(folder: Path, targets: int, environment: dict[str, str]) -> subproces
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     checkpoints = folder / environment.get("RANK", "alone")
     command = [sys.executable, str(TESTS / "ranks_runner.py"), str(folder / "vectors"), str(targets), str(checkpoints)]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment})
+    whole = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(command, env=whole, start_new_session=True)
 
 
 def test_two_processes_fit_what_one_with_batches_twice_as_large_does(tmp_path: Path) -> None:
@@ -30,7 +31,11 @@ def test_two_processes_fit_what_one_with_batches_twice_as_large_does(tmp_path: P
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     running = [_start(tmp_path, 64, {**meeting, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
     running.append(_start(tmp_path, 128, {}))
-    assert [process.wait(100) for process in running] == [0, 0, 0]
+    try:
+        assert [process.wait(100) for process in running] == [0, 0, 0]
+    finally:
+        for process in running:
+            process.kill()
     first, second, alone = (np.load(tmp_path / f"vectors-{who}.npy") for who in ("0", "1", "alone"))
     assert np.array_equal(first, second)
     assert np.abs(first - alone).max() < 1e-4
