@@ -46,6 +46,8 @@ def user_vectors(release: ModelRelease, histories: Sequence[History], now_s: Seq
 
 def reranked(release: ModelRelease, asked: Sequence[Asked]) -> list[NDArray[np.float32]]:
     """`release.rerank` of each question: float32 [C] of its own candidates."""
+    if not release.reranks:
+        return [release.manifest.retrieval_chances.chances(each.retrieval_score) for each in asked]
     found: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(asked)
     newest = [release.newest(each.history) for each in asked]
     sizes = [len(each.candidate_vectors) for each in asked]
@@ -60,7 +62,7 @@ def reranked(release: ModelRelease, asked: Sequence[Asked]) -> list[NDArray[np.f
                 _wide([asked[n].features for n in some], width, release),
                 _wide([asked[n].retrieval_score for n in some], width, release),
             )  # fmt: skip
-            chances = torch.sigmoid(logits).cpu().numpy()
+            chances = release.manifest.chances.chances(logits.cpu().numpy())
         for row, n in enumerate(some):
             found[n] = chances[row, : sizes[n]]
     return found

@@ -160,7 +160,8 @@ class RankingExamples:
 
     `history_rows` int32, `history_actions` int16, `history_times_s` int64 [R, H], oldest first, row 0 padding at the
     front; `now_s` int64 [R]; `candidate_rows` int32 [R, C], 0 for padding; `features` float32 [R, C, F];
-    `retrieval_score` float32 [R, C], the tower's; `labels` float32 [R, C], 1 for what the user took.
+    `retrieval_score` float32 [R, C], the tower's; `labels` float32 [R, C], 1 for what the user took; `drawn_from`
+    float32 [R], how many candidates each one that was not taken was drawn from; 0: none was, somebody saw this list.
     """
 
     history_rows: NDArray[np.int32]
@@ -171,13 +172,14 @@ class RankingExamples:
     features: NDArray[np.float32]
     retrieval_score: NDArray[np.float32]
     labels: NDArray[np.float32]
+    drawn_from: NDArray[np.float32]
 
     def __post_init__(self) -> None:
         candidates, history = self.candidate_rows.shape, self.history_rows.shape
         assert self.history_actions.shape == self.history_times_s.shape == history, f"histories differ from {history}"
         assert self.features.shape[:2] == candidates, f"{self.features.shape} features of {candidates} candidates"
         assert self.retrieval_score.shape == self.labels.shape == candidates, f"scores or labels differ: {candidates}"
-        assert len(self.now_s) == candidates[0] == history[0], "requests differ in number"
+        assert len(self.now_s) == len(self.drawn_from) == candidates[0] == history[0], "requests differ in number"
 
     def __len__(self) -> int:
         return len(self.now_s)
@@ -192,4 +194,12 @@ class RankingExamples:
         return RankingExamples(
             self.history_rows[places], self.history_actions[places], self.history_times_s[places], self.now_s[places],
             self.candidate_rows[places], self.features[places], self.retrieval_score[places], self.labels[places],
+            self.drawn_from[places],
         )  # fmt: skip
+
+    def by_time(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The places of the older requests, which a reranker is fitted to, and of the newest tenth, which it is stopped
+        and calibrated by; both in time order."""
+        order = np.argsort(self.now_s, kind="stable")
+        held = max(1, len(order) // 10)
+        return order[:-held], order[-held:]

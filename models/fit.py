@@ -136,9 +136,8 @@ def fit_reranker(
 ) -> FittedReranker:
     """A reranker over the tower's (fixed) item vectors, by binary cross entropy and a share of listwise softmax,
     stopped by NDCG@10 on the newest tenth of the requests."""
-    order = np.argsort(examples.now_s, kind="stable")
-    held = max(1, len(order) // 10)
-    fit_on, stop_on = examples.take(order[:-held]), examples.take(order[-held:])
+    older, newest = examples.by_time()
+    fit_on, stop_on = examples.take(older), examples.take(newest)
     retrieval_ndcg = _lists_ndcg(stop_on.retrieval_score, stop_on)
     with _seeded(config.seed + 2):
         network = Reranker(tower.vocabulary.action_count, examples.features.shape[2], config).to(tower.device)
@@ -149,7 +148,7 @@ def fit_reranker(
         rng = np.random.default_rng(config.seed)
         for epoch in range(config.reranker_epochs_max):
             _reranker_epoch(network, optimizer, table, fit_on, config, rng)
-            found = _lists_ndcg(_reranked(network, table, stop_on), stop_on)
+            found = _lists_ndcg(reranked(network, table, stop_on), stop_on)
             progress(epoch + 1, config.reranker_epochs_max, f"reranker, NDCG@10 {found:.4f} in held-out lists")
             if found > best:
                 best, best_state, best_epoch = found, copy.deepcopy(network.state_dict()), epoch + 1
@@ -361,7 +360,7 @@ def _logits(network: Reranker, table: Tensor, part: RankingExamples) -> Tensor:
     return logits
 
 
-def _reranked(network: Reranker, table: Tensor, examples: RankingExamples) -> NDArray[np.float32]:
+def reranked(network: Reranker, table: Tensor, examples: RankingExamples) -> NDArray[np.float32]:
     network.eval()
     with torch.inference_mode():
         parts = [

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MISSING = 2**31 - 1
+BINS = 15
+RESAMPLES = 1000
 
 
 def places(scores: NDArray[np.float32], wanted: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -30,6 +32,36 @@ def ndcg(places_found: NDArray[np.int64], k: int) -> float:
 def mrr(places_found: NDArray[np.int64]) -> float:
     """Mean of 1 / (place + 1), 0 where MISSING. 0.0 of none."""
     return _mean(np.where(places_found < MISSING, 1.0 / (places_found + 1.0), 0.0))
+
+
+def calibration(
+    chances: NDArray[np.float64], taken: NDArray[np.bool_], weights: NDArray[np.float64]
+) -> dict[str, float]:
+    """How far the chances of some rows are from what came of them: ECE, PCOC (promised over taken) and Brier score."""
+    total = max(float(weights.sum()), 1e-12)
+    return {
+        "ece": calibration_error(chances, taken, weights),
+        "pcoc": float((weights * chances).sum()) / max(float((weights * taken).sum()), 1.0),  # of a resample with none
+        "brier": float((weights * (chances - taken) ** 2).sum()) / total,
+    }
+
+
+def calibration_error(chances: NDArray[np.float64], taken: NDArray[np.bool_], weights: NDArray[np.float64]) -> float:
+    """ECE: the mean distance of chance and share of takers within BINS bins of equally many rows."""
+    bins = np.array_split(np.argsort(chances, kind="stable"), BINS)
+    gaps = [abs(float((weights[rows] * (chances[rows] - taken[rows])).sum())) for rows in bins if len(rows)]
+    return sum(gaps) / max(float(weights.sum()), 1e-12)
+
+
+def mean_and_interval(values: NDArray[np.float64], seed: int) -> tuple[float, float, float]:
+    """The mean of some cases' values and where 95 % of its resampled means lie (bootstrap). Zeros of none."""
+    if len(values) == 0:
+        return 0.0, 0.0, 0.0
+    rng = np.random.default_rng(seed)
+    even = np.full(len(values), 1.0 / len(values))
+    means = [float(rng.multinomial(len(values), even) @ values) / len(values) for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(values.mean()), float(low), float(high)
 
 
 def _mean(values: NDArray[np.float64]) -> float:

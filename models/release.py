@@ -15,8 +15,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from safetensors.numpy import save_file as save_arrays
 from torch import Tensor, nn
 
 from models.batches import History
+from models.calibration import UNFITTED, Calibration
 from models.config import ModelConfig
 from models.device import pick_device
 from models.index import FaissIndex, Found
@@ -49,7 +50,9 @@ class ReleaseDamaged(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is said about a release without loading it. `data_until_us`: nothing newer was learned from."""
+    """What is said about a release without loading it. `data_until_us`: nothing newer was learned from. `rerank`: the
+    reranker orders, else the retrieval score does. `chances` and `retrieval_chances`: the chance that a candidate is
+    taken, by the reranker's logit and by the retrieval score."""
 
     release_id: str
     data_until_us: int
@@ -65,6 +68,9 @@ class Manifest:
     format: int = FORMAT
     embedded_by: str = ""
     """The encoder, with its version, whose text vectors it takes; empty in releases from before this was said."""
+    rerank: bool = True
+    chances: Calibration = UNFITTED
+    retrieval_chances: Calibration = UNFITTED
 
 
 class Networks(nn.Module):
@@ -94,6 +100,11 @@ class ModelRelease:
     def release_id(self) -> str:
         """The id that every answer made with it names."""
         return self.manifest.release_id
+
+    @property
+    def reranks(self) -> bool:
+        """Whether the reranker orders; else the retrieval score does."""
+        return self.manifest.rerank
 
     @property
     def width(self) -> int:
@@ -140,6 +151,21 @@ class ModelRelease:
             found: NDArray[np.float32] = self.networks.items.cold(reduced).cpu().numpy()
         return found
 
+    def user_vectors(self, histories: Sequence[History], now_s: int) -> NDArray[np.float32]:
+        """`user_vector` of several histories at once. [B, D]"""
+        known = [self.newest(each) for each in histories]
+        some = [row for row, each in enumerate(known) if len(each.times_s)]
+        found = np.zeros((len(known), self.width), dtype=np.float32)
+        if len(some) < len(known):  # the newest token of an empty history is the start, not the padding of others
+            nobody = History(found[:0], np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+            found[:] = self.user_vector(nobody, now_s)
+        if some:
+            with torch.inference_mode():
+                vectors, actions, times_s, real = self._padded([known[row] for row in some])
+                now = torch.full((len(some),), now_s, device=self.device)
+                found[some] = self.networks.tower.newest(vectors, actions, times_s, now, real).cpu().numpy()
+        return found
+
     def rerank(
         self,
         history: History,
@@ -151,22 +177,62 @@ class ModelRelease:
         """The chance that the user takes each candidate now, in (0, 1). float32 [C]
 
         candidate_vectors [C, D], features [C, F] as `manifest.feature_names` says, retrieval_score [C]: the user vector
-        times the candidate's, whatever source proposed it.
+        times the candidate's, whatever source proposed it. The order is the reranker's where `manifest.rerank` says so,
+        else that of the retrieval score.
         """
-        assert features.shape == (len(candidate_vectors), len(self.manifest.feature_names)), f"{features.shape}"
-        history = self.newest(history)
+        chances = self.rerank_rows([history], now_s, candidate_vectors, features[None], retrieval_score[None])
+        own: NDArray[np.float32] = chances[0]
+        return own
+
+    def rerank_rows(
+        self,
+        histories: Sequence[History],
+        now_s: int,
+        candidate_vectors: NDArray[np.float32],
+        features: NDArray[np.float32],
+        retrieval_score: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """`rerank` of the same candidates [C, D] for several histories: features [B, C, F], retrieval_score [B, C]. All
+        in one forward. float32 [B, C]"""
+        shape = len(histories), len(candidate_vectors), len(self.manifest.feature_names)
+        assert features.shape == shape, f"features {features.shape}, not {shape}"
+        if not self.manifest.rerank:
+            return self.manifest.retrieval_chances.chances(retrieval_score)
         with torch.inference_mode():
-            vectors, actions, times_s, real = self._history(history)
+            vectors, actions, times_s, real = self._padded([self.newest(each) for each in histories])
+            candidates = self._one(candidate_vectors).expand(shape[0], -1, -1)
             logits = self.networks.reranker(
-                vectors, actions, now_s - times_s, real, self._one(candidate_vectors), self._one(features),
-                self._one(retrieval_score),
-            )  # fmt: skip
-            chances: NDArray[np.float32] = torch.sigmoid(logits[0]).cpu().numpy()
-        return chances
+                vectors, actions, now_s - times_s, real, candidates, self._all(features), self._all(retrieval_score)
+            )
+            found: NDArray[np.float32] = logits.cpu().numpy()
+        return self.manifest.chances.chances(found)
+
+    def attention(self, history: History, now_s: int, candidate_vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How much the reranker looks at nothing (first) and at each event of the history, for each candidate; an event
+        that it does not see has 0. float32 [C, H + 1]"""
+        seen = self._seen(history)
+        known = History(history.vectors[seen], history.actions[seen], history.times_s[seen])
+        shares = np.zeros((len(candidate_vectors), len(history.times_s) + 1), dtype=np.float32)
+        with torch.inference_mode():
+            vectors, actions, times_s, real = self._padded([known])
+            found = self.networks.reranker.attention(
+                vectors, actions, now_s - times_s, real, self._one(candidate_vectors)
+            )
+            shares[:, np.append(0, seen + 1)] = found[0].cpu().numpy()
+        return shares
+
+    def calibrated(self, chances: Calibration, retrieval_chances: Calibration) -> ModelRelease:
+        """The same release with chances learned for the logits of its reranker and for the retrieval score."""
+        manifest = replace(self.manifest, chances=chances, retrieval_chances=retrieval_chances)
+        return replace(self, manifest=manifest)
+
+    def ordered_by(self, rerank: bool) -> ModelRelease:
+        """The same release, ordering by its reranker or by the retrieval score."""
+        return replace(self, manifest=replace(self.manifest, rerank=rerank))
 
     def newest(self, history: History) -> History:
         """The newest events of known items, as many as the towers were fitted to."""
-        known = np.flatnonzero(np.any(history.vectors != 0, axis=1))[-self.manifest.config.history :]
+        known = self._seen(history)
         if len(known) == len(history.times_s):
             return history
         return History(history.vectors[known], history.actions[known], history.times_s[known])
@@ -220,13 +286,34 @@ class ModelRelease:
         said = {**asdict(self.manifest), "files": digests}
         (folder / MANIFEST).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
+    def _seen(self, history: History) -> NDArray[np.int64]:
+        """The places of the newest events of known items, as many as the towers were fitted to."""
+        return np.flatnonzero(np.any(history.vectors != 0, axis=1))[-self.manifest.config.history :]
+
     def _history(self, history: History) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         times_s = self._one(history.times_s)
         real = torch.ones(times_s.shape, dtype=torch.bool, device=self.device)
         return self._one(history.vectors), self._one(history.actions), times_s, real
 
+    def _padded(self, histories: Sequence[History]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Vectors [B, H, D], actions, times and what is real [B, H], padded at the front to the longest."""
+        if len(histories) == 1:
+            return self._history(histories[0])
+        longest = max(len(each.times_s) for each in histories)
+        vectors = np.zeros((len(histories), longest, self.width), dtype=np.float32)
+        actions, times_s = np.zeros((2, len(histories), longest), dtype=np.int64)
+        real = np.zeros((len(histories), longest), dtype=np.bool_)
+        for row, each in enumerate(histories):
+            start = longest - len(each.times_s)
+            vectors[row, start:], actions[row, start:], times_s[row, start:] = each.vectors, each.actions, each.times_s
+            real[row, start:] = True
+        return self._all(vectors), self._all(actions), self._all(times_s), self._all(real)
+
     def _one(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)[None]
+        return self._all(array)[None]
+
+    def _all(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -238,6 +325,7 @@ def read_manifest(folder: Path) -> Manifest:
         config = said.pop("config")
         config["reranker_hidden"] = tuple(config["reranker_hidden"])
         said["feature_names"] = tuple(said["feature_names"])
+        said |= {name: Calibration.read(said.get(name)) for name in ("chances", "retrieval_chances")}
         manifest = Manifest(config=ModelConfig(**config), **said)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReleaseDamaged(f"release {folder.name}: {MANIFEST} cannot be read: {error}") from error

@@ -64,10 +64,22 @@ class Reranker(nn.Module):
         joined = torch.cat([features, retrieval_score[..., None]], dim=-1)
         return ((joined - self.feature_mean) / self.feature_scale).clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
 
+    def attention(self, vectors: Tensor, actions: Tensor, gaps_s: Tensor, real: Tensor, candidates: Tensor) -> Tensor:
+        """How much each candidate looks at the null slot (first) and at each event, over the heads. [B, C, H + 1]"""
+        return self._shares(vectors, actions, gaps_s, real, candidates)[0].mean(dim=1)
+
     def _attend(
         self, vectors: Tensor, actions: Tensor, gaps_s: Tensor, real: Tensor, candidates: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the history says of each candidate [B, C, heads * head] and the null slot's share [B, C, heads]."""
+        share, value = self._shares(vectors, actions, gaps_s, real, candidates)
+        said = (share @ value).transpose(1, 2).reshape(len(vectors), candidates.shape[1], self.value.out_features)
+        return said, share[..., 0].transpose(1, 2)
+
+    def _shares(
+        self, vectors: Tensor, actions: Tensor, gaps_s: Tensor, real: Tensor, candidates: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The shares [B, heads, C, H + 1] and the values [B, heads, H + 1, head] of null slot and events."""
         batch, length, _ = vectors.shape
         events = vectors * self.scale + self.actions(actions) + self.gaps(time_bucket(gaps_s))
         null_key, null_value = self.null[:, :, None, :].expand(-1, -1, 1, -1)  # [heads, 1, head]
@@ -77,9 +89,8 @@ class Reranker(nn.Module):
         logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # [B, heads, C, H + 1]
         shown = torch.cat([real.new_ones(batch, 1), real], dim=1)
         share = logits.masked_fill(~shown[:, None, None, :], float("-inf")).softmax(dim=-1)
-        said = (share @ value).transpose(1, 2).reshape(batch, candidates.shape[1], self.value.out_features)
         assert share.shape[-1] == length + 1, f"{share.shape} is not a share of {length} events and the null slot"
-        return said, share[..., 0].transpose(1, 2)
+        return share, value
 
     def _likeness(self, vectors: Tensor, real: Tensor, candidates: Tensor) -> Tensor:
         """The largest and the mean cosine of each candidate with the events; 0 without events. [B, C, 2]"""

@@ -1,4 +1,5 @@
-"""The records and errors that every part of freshrank speaks in. No imports but the standard library and msgspec.
+"""The records and errors that every part of freshrank speaks in. No imports but the standard library, msgspec and
+`services.explanations`.
 
 Times are aware UTC datetimes at the edge of a record and integer microseconds since 1970 (`..._us`) where
 they are compared, sorted or stored.
@@ -14,6 +15,10 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import msgspec
+
+from services.explanations import Explanation as Explanation  # noqa: PLC0414 (handed on)
+from services.explanations import LookedAt as LookedAt  # noqa: PLC0414 (handed on)
+from services.explanations import Reason as Reason  # noqa: PLC0414 (handed on)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -282,6 +287,7 @@ class Query:
     diversity: float | None = None
     category_cap: int | None = None
     explore: bool | None = None
+    reasons: Literal["source", "erasure"] = "source"
 
 
 # Structs, made five times as fast as frozen dataclasses: an answer makes hundreds of candidates.
@@ -309,21 +315,10 @@ class Dropped(msgspec.Struct, frozen=True, gc=False):
     by: str
 
 
-ReasonKind = Literal["because_you_clicked", "trending_in", "new_in", "similar_to", "explored", "for_you"]
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why an item is shown. `item_ids` names the items it started from, where the source has one."""
-
-    kind: ReasonKind
-    item_ids: tuple[str, ...]
-    text: str
-
-
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """One place of a slate; `rank` counts from 0; `propensity`: the chance with which this item was drawn for it."""
+    """One place of a slate; `rank` counts from 0; `propensity`: the chance with which this item was drawn for it;
+    `explanation`: only where the query asked for erasure."""
 
     item_id: str
     rank: int
@@ -331,6 +326,7 @@ class Pick:
     source: str
     reason: Reason
     propensity: float = 1.0
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,13 +364,16 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The gate's decision: promoted or not, why in one sentence, both sides' numbers, and what was learned from."""
+    """The gate's decision: promoted or not, why in one sentence, both sides' numbers, and what was learned from.
+    `rerank`: the reranker orders, else the retrieval score; `told`: what else the report says, a paragraph each."""
 
     release_id: str
     promoted: bool
     reason: str
     metrics: tuple[Metric, ...] = ()
     learned_from: str = ""
+    rerank: bool = True
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from services.domain import (
     HISTORY_MAX,
     HOUR_US,
@@ -36,6 +39,32 @@ class Arranger(Protocol):
         """At most `query.limit` picks, best first."""
 
 
+class Probe(Protocol):
+    """Asks the scorer what its scores hang on: other histories, the same candidates, in one forward. Called only where
+    a query asks for it, and by whoever judges; holds nothing between calls."""
+
+    def explain(
+        self, query: Query, user: UserState, picks: tuple[Pick, ...], scored: Sequence[Scored]
+    ) -> tuple[tuple[Pick, ...], bool]:
+        """The picks with the reasons that erasure finds, and whether there was time for all of them."""
+
+    def shares(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> NDArray[np.float32]:
+        """How much each candidate looks at nothing (first) and at each item of `items_of(user)`. [C, 1 + U]"""
+
+    def without(
+        self, query: Query, user: UserState, candidates: Sequence[Candidate], erased: Sequence[frozenset[str]]
+    ) -> NDArray[np.float32]:
+        """The scores if the user had never touched the items of each set. [len(erased), C]"""
+
+    def with_history_of(
+        self, query: Query, user: UserState, candidates: Sequence[Candidate], other: UserState
+    ) -> NDArray[np.float32]:
+        """The scores if the scorer read another user's history; the retrieval score stays the user's own. [C]"""
+
+    def by_retrieval(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> NDArray[np.float32]:
+        """The retrieval scores alone. [C]"""
+
+
 @dataclass(frozen=True, slots=True)
 class Stages:
     """What answers queries: all of one release and one view of the items; swapped as one reference. `missing`: what an
@@ -51,6 +80,7 @@ class Stages:
     slates: SlateLog
     items_as_of_us: int = 0
     missing: tuple[str, ...] = ()
+    probe: Probe | None = None
 
 
 def recommend(query: Query, stages: Stages) -> Slate:
@@ -61,7 +91,8 @@ def recommend(query: Query, stages: Stages) -> Slate:
     scored, unscored, known = score(stages.scorer, query, user, kept)
     known = known or Known(stages.items_as_of, stages.items_as_of_us)
     picks = stages.arrange(query, user, scored)
-    degraded = stages.missing + unread + unfound + unscored
+    picks, unexplained = explain(stages.probe, query, user, picks, () if unscored else scored)
+    degraded = stages.missing + unread + unfound + unscored + unexplained
     slate = Slate(
         query.request_id, query.user_id, stages.release_id, user.row_time_us, known.items_as_of, picks, degraded,
         dropped, query.asked_at, known.items_as_of_us, features_of(picks, kept, known),
@@ -137,6 +168,24 @@ def score(
         return tuple(Scored(c, -float(place)) for place, c in enumerate(kept)), (scorer.name,), None
     assert len(scores.values) == len(kept), f"{scorer.name} scored {len(scores.values)} of {len(kept)}"
     return tuple(Scored(c, float(s)) for c, s in zip(kept, scores.values, strict=True)), (), scores.known
+
+
+def explain(
+    probe: Probe | None, query: Query, user: UserState, picks: tuple[Pick, ...], scored: tuple[Scored, ...]
+) -> tuple[tuple[Pick, ...], tuple[str, ...]]:
+    """The picks with reasons by erasure where the query asks for them; when there is no time, those of the sources."""
+    if query.reasons == "source" or probe is None or not scored:
+        return picks, ()
+    try:
+        picks, complete = probe.explain(query, user, picks, scored)
+    except StageUnavailable:
+        complete = False
+    return picks, () if complete else ("explanations",)
+
+
+def items_of(user: UserState) -> tuple[str, ...]:
+    """The distinct items of a user's row, by their newest event, newest first."""
+    return tuple(dict.fromkeys(each.item_id for each in user.events))
 
 
 def features_of(picks: tuple[Pick, ...], kept: tuple[Candidate, ...], known: Known) -> bytes:

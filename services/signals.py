@@ -247,8 +247,20 @@ def category_interest(
 
 def ranking_features(history: HistoryBlock, items: ItemBlock, now_us: int) -> NDArray[np.float32]:
     """All RANKING_FEATURES of one user with C candidates at `now_us`, float32 [C, len(RANKING_FEATURES)]."""
-    user = np.broadcast_to(user_features(history, now_us), (len(items.item_hash), len(USER_FEATURES)))
-    return np.concatenate([user, item_features(items, now_us), cross_features(history, items, now_us)], axis=1)
+    found: NDArray[np.float32] = ranking_features_of([history], items, now_us)[0]
+    return found
+
+
+def ranking_features_of(histories: Sequence[HistoryBlock], items: ItemBlock, now_us: int) -> NDArray[np.float32]:
+    """`ranking_features` of B histories with the same candidates; what the items alone say is worked out once.
+    float32 [B, C, len(RANKING_FEATURES)]"""
+    shape = len(items.item_hash), len(USER_FEATURES)
+    of_items = item_features(items, now_us)
+    found = [
+        (np.broadcast_to(user_features(each, now_us), shape), of_items, cross_features(each, items, now_us))
+        for each in histories
+    ]
+    return np.stack([np.concatenate(parts, axis=1) for parts in found])
 
 
 def model_features(known: NDArray[np.float32], together: NDArray[np.float32]) -> NDArray[np.float32]:

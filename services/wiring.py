@@ -339,16 +339,16 @@ def build_stages(
     """What answers queries with a release (or without one), and the vectors that want to hear of new items."""
     from services.candidates import filters, sources
     from services.candidates.vectors import ItemVectors
-    from services.ranking.arrange import TopByScore
-    from services.ranking.scorers import AttentionScorer, RetrievalOrderScorer
+    from services.ranking import arrange, erasure, scorers
 
     vectors = ItemVectors(release, items, release.embedded_by) if release else None
     if vectors is not None:
         vectors.load()
-    scorer = AttentionScorer(release, items, vectors) if release and vectors else RetrievalOrderScorer()
+    scorer = scorers.AttentionScorer(release, items, vectors) if release and vectors else scorers.RetrievalOrderScorer()
+    probe = erasure.ErasureProbe(release, items, vectors, time.perf_counter) if release and vectors else None
     stages = Stages(
         release.release_id if release else None, items.as_of, features, sources.standard_sources(items, vectors, mix),
-        filters.standard_filters(items), scorer, TopByScore(items, mix), slates, items.as_of_us,
+        filters.standard_filters(items), scorer, arrange.TopByScore(items, mix), slates, items.as_of_us, probe=probe,
     )  # fmt: skip
     return stages, vectors
 

@@ -65,7 +65,7 @@ def examples_of(tower: FittedTower, sequences: Sequences, features: int = 3, see
     return RankingExamples(
         prefixes.rows, prefixes.actions, prefixes.times_s, prefixes.now_s, candidates,
         rng.normal(size=(*candidates.shape, features)).astype(np.float32),
-        rng.normal(size=candidates.shape).astype(np.float32), labels,
+        rng.normal(size=candidates.shape).astype(np.float32), labels, np.ones(len(labels), dtype=np.float32),
     )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ from services.items import CardPart, CovisitsPart, ItemChanged, ItemTable, Stats
 from services.memory import MemoryBus, MemoryFeatureStore, MemoryQuarantine, MemoryRegistry, MemorySlateLog
 from services.mix import BY_SCORE, Mix
 from services.ranking.arrange import TopByScore
+from services.ranking.erasure import ErasureProbe
 from services.ranking.scorers import AttentionScorer, RetrievalOrderScorer
 from services.recommend import Stages
 from services.reports import Report, Told
@@ -87,6 +88,22 @@ class HandRelease:
     def rerank(self, history, now_s, candidate_vectors, features, retrieval_score) -> np.ndarray:
         assert len(candidate_vectors) == len(features) == len(retrieval_score)
         return retrieval_score.astype(np.float32)
+
+    @property
+    def reranks(self) -> bool:
+        return True
+
+    def user_vectors(self, histories: Sequence[History], now_s: int) -> np.ndarray:
+        return np.stack([self.user_vector(each, now_s) for each in histories])
+
+    def rerank_rows(self, histories, now_s, candidate_vectors, features, retrieval_score) -> np.ndarray:
+        assert len(histories) == len(features) == len(retrieval_score)
+        return retrieval_score.astype(np.float32)
+
+    def attention(self, history: History, now_s: int, candidate_vectors: np.ndarray) -> np.ndarray:
+        """The same for nothing and every event."""
+        length = len(history.times_s) + 1
+        return np.full((len(candidate_vectors), length), 1 / length, dtype=np.float32)
 
 
 def film_table() -> ItemTable:
@@ -152,6 +169,7 @@ def stages_of(
         scorer,
         TopByScore(items, mix),
         slates or MemorySlateLog(),
+        probe=ErasureProbe(release, items, vectors, lambda: 0.0) if release and vectors else None,
     )
 
 

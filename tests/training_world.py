@@ -13,6 +13,7 @@ from services.items import CardPart, ItemChanged, ItemTable, VectorPart
 from services.memory import MemorySlateLog
 from services.ports import FeatureStore
 from services.ranking.arrange import TopByScore
+from services.ranking.erasure import ErasureProbe
 from services.ranking.scorers import AttentionScorer
 from services.recommend import Stages
 from services.training.columns import EventColumns, columns_of_rows
@@ -69,4 +70,5 @@ def stages_for(release: ModelRelease, items: ItemTable, features: FeatureStore) 
     return Stages(
         release.release_id, items.as_of, features, sources, standard_filters(items),
         AttentionScorer(release, items, vectors), TopByScore(items), MemorySlateLog(),
+        probe=ErasureProbe(release, items, vectors, lambda: 0.0),
     )  # fmt: skip

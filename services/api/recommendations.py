@@ -43,7 +43,13 @@ LimitAlias = Annotated[int | None, Parameter(ge=1, le=LIMIT_MAX, include_in_sche
 Ids = Annotated[list[str], Parameter(description="May be repeated; commas separate too.")]
 Categories = Annotated[list[str], Parameter(description="Items with any of these; may be repeated.")]
 Record = Annotated[bool, Parameter(description="false for a probe: the answer is not recorded as shown.")]
-Explain = Annotated[bool, Parameter(description="Also say what was dropped, and by which filter.")]
+Explain = Annotated[
+    bool, Parameter(description="Also say what was dropped, and by which filter; reasons are by erasure.")
+]
+Reasons = Annotated[
+    Literal["source", "erasure"],
+    Parameter(description="`erasure`: name an item of the history only if the score falls without it."),
+]
 Cursor = Annotated[str | None, Parameter(description="`next` of the answer before.")]
 Diversity = Annotated[float | None, Parameter(ge=0, le=1, description=DIVERSITY)]
 CategoryCap = Annotated[int | None, Parameter(ge=0, le=LIMIT_MAX, description=CATEGORY_CAP)]
@@ -73,6 +79,7 @@ def _add_user_list(routes: APIRouter, runtime: Runtime) -> None:
         category_cap: CategoryCap = None,
         explore: Explore = None,
         record: Record = True,
+        reasons: Reasons = "source",
         explain: Explain = False,
         n: LimitAlias = None,
         numResults: LimitAlias = None,  # noqa: N803
@@ -92,6 +99,7 @@ def _add_user_list(routes: APIRouter, runtime: Runtime) -> None:
             diversity=diversity,
             category_cap=category_cap,
             explore=explore,
+            reasons="erasure" if explain else reasons,
         )
         return answer(query, runtime, explain=explain)
 
@@ -113,6 +121,7 @@ def _add_bodies(routes: APIRouter, runtime: Runtime) -> None:
             diversity=body.diversity,
             category_cap=body.category_cap,
             explore=body.explore,
+            reasons="erasure" if body.explain else body.reasons,
         )
         return answer(query, runtime, explain=body.explain)
 
@@ -132,6 +141,7 @@ def _add_bodies(routes: APIRouter, runtime: Runtime) -> None:
             record=body.record,
             diversity=body.diversity,
             category_cap=body.category_cap,
+            reasons="erasure" if body.explain else body.reasons,
         )
         return answer(query, runtime, explain=body.explain, is_continued=False)
 
@@ -149,6 +159,7 @@ def _add_related(routes: APIRouter, runtime: Runtime) -> None:
         category_cap: CategoryCap = None,
         explore: Explore = None,
         record: Record = True,
+        reasons: Reasons = "source",
         explain: Explain = False,
         n: LimitAlias = None,
         count: LimitAlias = None,
@@ -166,6 +177,7 @@ def _add_related(routes: APIRouter, runtime: Runtime) -> None:
             diversity=diversity,
             category_cap=category_cap,
             explore=explore,
+            reasons="erasure" if explain else reasons,
         )
         return answer(query, runtime, explain=explain)
 
@@ -228,6 +240,7 @@ def slate_answer(slate: Slate, items: ItemTable, following: str | None, *, expla
             {
                 "item_id": pick.item_id, "title": items.title(pick.item_id), "rank": pick.rank,
                 "score": pick.score, "source": pick.source, "reason": pick.reason, "propensity": pick.propensity,
+                **({"explanation": pick.explanation} if pick.explanation else {}),
             }
             for pick in slate.items
         ],

@@ -32,7 +32,10 @@ class Asking(BaseModel):
         [], max_length=100, validation_alias=AliasChoices("categories", "category"), description="Any of these."
     )
     record: bool = Field(True, description="false for a probe: the answer is not recorded as shown.")
-    explain: bool = Field(False, description="Also say what was dropped, and by which filter.")
+    reasons: Literal["source", "erasure"] = Field(
+        "source", description="`erasure`: name an item of the history only if the score falls without it."
+    )
+    explain: bool = Field(False, description="Also say what was dropped, and by which filter; reasons are by erasure.")
     diversity: float | None = Field(None, ge=0, le=1, description=DIVERSITY)
     category_cap: int | None = Field(None, ge=0, le=LIMIT_MAX, description=CATEGORY_CAP)
 
@@ -76,11 +79,30 @@ class RankBody(Asking):
 
 
 class ReasonAnswer(BaseModel):
-    """Why an item is shown; `item_ids` names what a co-visit or similar-to source started from."""
+    """Why an item is shown; `item_ids` names what a co-visit or similar-to source started from or, by erasure, the item
+    of the history without which the score falls most."""
 
     kind: Literal["because_you_clicked", "trending_in", "new_in", "similar_to", "explored", "for_you"]
     item_ids: list[str]
     text: str
+
+
+class LookedAtAnswer(BaseModel):
+    """An item of the history that the model looked at. Its `share` of the attention is no reason; `drop` is what the
+    score falls by when the user never touched it."""
+
+    item_id: str
+    title: str
+    share: float
+    drop: float
+
+
+class ExplanationAnswer(BaseModel):
+    """What the score of a pick hangs on, by erasure from the user's row."""
+
+    drop: float | None = Field(description="Of the item that the reason names; null where it names none.")
+    looked_at: list[LookedAtAnswer] = Field(description="What the model looked at, most first: not a reason.")
+    at_nothing: float = Field(description="The share of attention that went to nothing in the history.")
 
 
 class PickAnswer(BaseModel):
@@ -95,6 +117,7 @@ class PickAnswer(BaseModel):
     propensity: float = Field(
         1.0, gt=0, le=1, description="The chance with which this item was drawn for this place, given those before."
     )
+    explanation: ExplanationAnswer | None = Field(None, description="Only with reasons by erasure.")
 
 
 class DroppedAnswer(BaseModel):

@@ -154,15 +154,21 @@ def evaluate(  # noqa: PLR0913
 
 
 def print_metrics(title: str, metrics: tuple[Metric, ...]) -> None:
-    """Metrics as a table: a line per model and part, a column per name."""
-    names = list(dict.fromkeys(each.name for each in metrics))
-    lines = list(dict.fromkeys((each.model, each.part, each.users) for each in metrics))
+    """Metrics as tables: a line per model and part, a column per name; what has other names stands in a table of its
+    own, a line per number."""
+    models = dict.fromkeys(each.model for each in metrics)
+    names_of = {model: tuple(dict.fromkeys(m.name for m in metrics if m.model == model)) for model in models}
+    names = names_of[metrics[0].model] if metrics else ()
+    lines = list(dict.fromkeys((m.model, m.part, m.users) for m in metrics if names_of[m.model] == names))
     values = {(each.model, each.part, each.users, each.name): f"{each.value:.4f}" for each in metrics}
     rows = [
         (model, part, users, *(values.get((model, part, users, name), "") for name in names))
         for model, part, users in lines
     ]
     table(title, ("model", "part", "users", *names), rows)
+    others = [(m.model, m.part, m.users, m.name, f"{m.value:.4f}") for m in metrics if names_of[m.model] != names]
+    if others:
+        table("", ("of", "part", "users", "what", "value"), others)
 
 
 def _live(context: typer.Context, protocol: str, as_json: bool) -> None:
@@ -191,7 +197,7 @@ def _files(context: typer.Context, wanted: Wanted, out: Path, as_json: bool, tex
 
 
 def _print(report: Report, paths: tuple[Path, ...]) -> None:
-    from services.evaluation.report import compared, first_depth, overview, parts_of
+    from services.evaluation.report import compared, first_depth, overview, parts_of, trusted
 
     for name, fact in (*report.facts.items(), *report.settings.items()):
         sys.stdout.write(f"{name}: {fact}\n")
@@ -201,6 +207,9 @@ def _print(report: Report, paths: tuple[Path, ...]) -> None:
     header, rows = compared(report, depth, "all")
     if rows:
         table("\nall: differences with their paired 95 % intervals", header, rows)
+    header, rows = trusted(report)
+    if rows:
+        table("\nHow far reasons can be trusted", header, rows)
     sys.stdout.write(f"Written: {', '.join(map(str, paths))}\n")
 
 

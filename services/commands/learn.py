@@ -69,6 +69,8 @@ def _learn(
             "promoted": verdict.promoted,
             "reason": verdict.reason,
             "learned_from": verdict.learned_from,
+            "rerank": verdict.rerank,
+            "told": verdict.told,
             "metrics": verdict.metrics,
         },
         lambda: say(f"Release {verdict.release_id} is {outcome}: {verdict.reason}\n{verdict.learned_from}".rstrip()),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from services.commands.edge import Fields, Json, age, answer, checked_user, existing, moment, now, settings_of, table
 
 if TYPE_CHECKING:
-    from services.domain import Slate, UserState
+    from services.domain import Pick, Slate, UserState
     from services.ports import Catalogue, LogView
     from services.settings import Settings
 
@@ -29,16 +29,19 @@ def recommend(
     context: typer.Context,
     user_id: Annotated[str, typer.Argument(help="Whose list.", metavar="USER")],
     limit: Annotated[int, typer.Option(min=1, max=LIMIT_MAX, help="Length of the list.")] = 10,
+    explain: Annotated[bool, typer.Option("--explain", help="Reasons by erasure, and what was looked at.")] = False,
     as_json: Json = False,
 ) -> None:
     """The list of one user.
 
-    As the API would answer now; nothing is recorded.
+    As the API would answer now; nothing is recorded. With --explain an item of the history is named as a reason only if
+    the score falls when the user never touched it; what the model looked at is shown beside it, and is no reason.
     """
     from services import processes, wiring
     from services.domain import Query
 
-    query = Query("command-line", checked_user(user_id), limit, now(), record=False)
+    reasons: Literal["source", "erasure"] = "erasure" if explain else "source"
+    query = Query("command-line", checked_user(user_id), limit, now(), record=False, reasons=reasons)
     given = existing(settings_of(context))
     slate = processes.recommend_once(given, query)
     with wiring.open_home(given) as home:
@@ -129,7 +132,8 @@ def slate_fields(slate: Slate, titles: Mapping[str, str]) -> Fields:
         "degraded": slate.degraded,
         "items": [
             {"item_id": p.item_id, "rank": p.rank, "score": p.score, "source": p.source,
-             "title": titles[p.item_id], "reason": p.reason, "propensity": p.propensity}
+             "title": titles[p.item_id], "reason": p.reason, "propensity": p.propensity,
+             **({"explanation": p.explanation} if p.explanation else {})}
             for p in slate.items
         ],
     }  # fmt: skip
@@ -181,11 +185,26 @@ def print_slate(slate: Slate, titles: Mapping[str, str], why: str) -> None:
     if why:
         sys.stdout.write(f"There is nothing to show to {slate.user_id}. {why}\n")
         return
-    rows = [(p.rank + 1, titles[p.item_id], p.source, p.reason.text, f"{p.score:.4f}") for p in slate.items]
+    rows = [
+        (p.rank + 1, titles[p.item_id], p.source, p.reason.text, f"{p.score:.4f}", *_explained(p)) for p in slate.items
+    ]
+    names: tuple[str, ...] = ("", "title", "source", "reason", "score")
+    if any(p.explanation for p in slate.items):
+        names = (*names, "drop without it", "looked at (no reason)")
     by = f" by release {slate.release_id}" if slate.release_id else ": no release yet: trending and new items"
-    table(f"For {slate.user_id}{by}", ("", "title", "source", "reason", "score"), rows)
+    table(f"For {slate.user_id}{by}", names, rows)
     if slate.degraded:
         sys.stdout.write(f"Answered without: {', '.join(slate.degraded)}.\n")
+
+
+def _explained(pick: Pick) -> tuple[str, ...]:
+    """The drop behind the reason, and the shares of attention; nothing where nobody asked."""
+    if pick.explanation is None:
+        return ()
+    drop, looked_at = pick.explanation.drop, pick.explanation.looked_at[:2]
+    shares = [f"{each.title} {each.share:.0%}" for each in looked_at]
+    nothing = [f"nothing {pick.explanation.at_nothing:.0%}"] if looked_at else []
+    return "" if drop is None else f"{drop:.4f}", ", ".join([*shares, *nothing])
 
 
 def _print_user(state: UserState, titles: Mapping[str, str], fields: Mapping[str, object], limit: int) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from models.metrics import calibration
 from services.evaluation.intervals import Resampled
 from services.evaluation.measures import PerCase
 
 Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-BINS = 15
 RESAMPLES_OF_ROWS = 200
 DEPTHS = (5, 10)
 
@@ -68,13 +68,6 @@ def auc(scores: Numbers, clicked: Flags, weights: Numbers) -> float:
     return float(won / total) if total > 0 else 0.5
 
 
-def calibration_error(chances: Numbers, clicked: Flags, weights: Numbers) -> float:
-    """ECE: the mean distance of chance and click rate within BINS bins of equally many rows."""
-    bins = np.array_split(np.argsort(chances, kind="stable"), BINS)
-    gaps = [abs(float((weights[rows] * (chances[rows] - clicked[rows])).sum())) for rows in bins if len(rows)]
-    return sum(gaps) / max(float(weights.sum()), 1e-12)
-
-
 def best_threshold(scores: Numbers, clicked: Flags, weights: Numbers) -> dict[str, float]:
     """Accuracy, precision, recall and F1 where all from some score on are called clicks: that with the best F1."""
     order = np.argsort(-scores, kind="stable")
@@ -92,11 +85,8 @@ def best_threshold(scores: Numbers, clicked: Flags, weights: Numbers) -> dict[st
 def _whole(scores: Numbers, chances: Numbers | None, clicked: Flags, weights: Numbers) -> Mapping[str, float]:
     found = {"auc": auc(scores, clicked, weights)}
     if chances is not None:
-        clicks = max(float((weights * clicked).sum()), 1.0)  # a resample may hold none
         found |= {
-            "ece": calibration_error(chances, clicked, weights),
-            "pcoc": float((weights * chances).sum()) / clicks,
-            "brier": float((weights * (chances - clicked) ** 2).sum() / weights.sum()),
+            **calibration(chances, clicked, weights),
             **best_threshold(scores, clicked, weights),
         }
     return found

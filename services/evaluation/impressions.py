@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,7 @@ from services.evaluation.tuning import choices_of, tuned
 SCORED_AT_ONCE = 256
 AMONG_MAX = GivenSource().limit
 OF_CHANCES = ("pipeline",)
-"""Models whose score is the logit of a click."""
+"""Models whose score is the chance of a click."""
 
 
 def evaluate_impressions(wanted: Wanted, rules: KindRules, means: Means, progress: Progress) -> Report:
@@ -110,6 +112,12 @@ def _lines(
         part: {model: _measured(model, seeds, impressions, mask) for model, seeds in scored.items()}
         for part, mask in parts.items()
     }
+    if (fresh := _fresh_rows(cases, impressions)) is not None:
+        parts["new items"], reduced = fresh.lists, fresh.of(impressions)
+        found["new items"] = {
+            model: _measured(model, [fresh.scores(made) for made in seeds], reduced, fresh.lists)
+            for model, seeds in scored.items()
+        }
     named = [model for model in scored if model.partition(":")[0] in BASELINES]
     last = f"ndcg@{DEPTHS[-1]}" if any(sum(each.clicked) and len(each.clicked) > 1 for each in impressions) else "auc"
     against = wanted.against or max(named, key=lambda model: found["all"][model][last].value, default=None)
@@ -125,6 +133,38 @@ def _lines(
     return against, tuple(lines)
 
 
+@dataclass(frozen=True, slots=True)
+class _FreshRows:
+    """The shown items that nobody had taken: `rows` says which ones of each list, `lists` which lists have one."""
+
+    rows: tuple[Flags, ...]
+    lists: Flags
+
+    def of(self, impressions: Sequence[Impression]) -> list[Impression]:
+        """The lists with these items alone."""
+        return [
+            replace(
+                each,
+                item_ids=tuple(compress(each.item_ids, kept.tolist())),
+                clicked=tuple(compress(each.clicked, kept.tolist())),
+            )
+            for each, kept in zip(impressions, self.rows, strict=True)
+        ]
+
+    def scores(self, made: Sequence[Scores]) -> list[Scores]:
+        """The scores of these items alone."""
+        return [scores[kept] for scores, kept in zip(made, self.rows, strict=True)]
+
+
+def _fresh_rows(cases: Cases, impressions: Sequence[Impression]) -> _FreshRows | None:
+    """None where no such item was clicked."""
+    events = cases.train
+    liked = {events.item_ids[code] for code in np.unique(events.item_codes[events.positive]).tolist()}
+    rows = tuple(np.array([item_id not in liked for item_id in each.item_ids]) for each in impressions)
+    clicked = any((np.array(each.clicked) & kept).any() for each, kept in zip(impressions, rows, strict=True))
+    return _FreshRows(rows, np.array([kept.any() for kept in rows])) if clicked else None
+
+
 def _measured(
     model: str, seeds: Sequence[Sequence[Scores]], impressions: Sequence[Impression], mask: Flags
 ) -> dict[str, Resampled]:
@@ -136,7 +176,7 @@ def _measured(
     by_row: list[dict[str, Resampled]] = []
     for made in seeds:
         scores = np.concatenate([made[n] for n in chosen])
-        chances = 1.0 / (1.0 + np.exp(-np.clip(scores, -50, 50))) if model in OF_CHANCES else None
+        chances = scores if model in OF_CHANCES else None
         by_list.append(per_list(scores, clicked, offsets))
         by_row.append(over_rows(scores, chances, clicked, offsets))
     names = list(by_list[0])

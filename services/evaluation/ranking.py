@@ -35,12 +35,14 @@ def nothing_ranked(cases: int, depth: int) -> Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What all models made of some cases, a `Ranked` per seed; how each was set; more to tell people, by name."""
+    """What all models made of some cases, a `Ranked` per seed; how each was set; more to tell people, by name; and how
+    far the pipeline's reasons can be trusted, measure by measure of each seed."""
 
     cases: Cases
     ranked: Mapping[str, Sequence[Ranked]]
     settings: Mapping[str, str]
     facts: Mapping[str, str]
+    reasons: Sequence[Mapping[str, NDArray[np.float64]]] = ()
 
 
 class Board:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
+from services.evaluation.reasons import SLICE
 from services.evaluation.run import Report
 
 Row = tuple[str, ...]
@@ -67,7 +68,16 @@ def compared(report: Report, k: int, part: str) -> tuple[Row, list[Row]]:
 
 def parts_of(report: Report) -> dict[str, int]:
     """The parts that have cases, and how many users stand in each."""
-    return {line.slice: line.users for line in report.lines}
+    return {line.slice: line.users for line in report.lines if line.slice != SLICE}
+
+
+def trusted(report: Report) -> tuple[Row, list[Row]]:
+    """How far reasons can be trusted, a row per measure; no row where the pipeline was not asked."""
+    lines = [line for line in report.lines if line.slice == SLICE]
+    rows: list[Row] = [
+        (line.metric, f"{line.value:.3f}", f"{line.low:.3f}", f"{line.high:.3f}", str(line.users)) for line in lines
+    ]
+    return ("reasons of the pipeline", "mean", "low", "high", "users"), rows
 
 
 def first_depth(report: Report) -> int:
@@ -91,6 +101,7 @@ def page(report: Report) -> str:
         parts += [_table(*overview(report, depth, part)) for depth in depths]
         parts.append(_table(*compared(report, k, part)))
         parts += [_bars(report, f"hr@{k}", part)] if part.startswith("cold") else []
+    parts += [f"<h2>Reasons</h2>{_table(*trusted(report))}"] if trusted(report)[1] else []
     parts.append(
         "<p>Values are means over cases and seeds; bars end at the mean, thin lines are 95 % intervals of a bootstrap "
         "over users. Differences are paired: both models on the same resamples.</p>"

@@ -19,6 +19,7 @@ from services.evaluation.files import Data, Item, read_data
 from services.evaluation.intervals import Interval, Resampled, by_user, mean_over_seeds, resampled
 from services.evaluation.measures import Mask, Measures, PerCase, gains
 from services.evaluation.ranking import Board, Made, Ranked
+from services.evaluation.reasons import SLICE, Measured, means_of
 from services.evaluation.replay import replay
 from services.evaluation.stream import Features, Retrain
 from services.evaluation.tuning import choices_of, tuned
@@ -125,6 +126,10 @@ def evaluate(wanted: Wanted, rules: KindRules, means: Means, progress: Progress)
     against = wanted.against or _best_baseline(made.ranked, made.cases, wanted)
     ordered = {model: made.ranked[model] for model in wanted.named}
     lines = _Lines(measures, made.cases, against).of(ordered)
+    lines += tuple(
+        Line("pipeline", SLICE, name, value, low, high, len(made.reasons), users)
+        for name, (value, low, high, users) in means_of(made.reasons).items()
+    )
     return Report(wanted, {**facts_of(data, made.cases, by), **made.facts}, made.settings, against, lines)
 
 
@@ -141,6 +146,7 @@ def _at_cases(
         found = tuned(cases, choices_of(name, given or None), wanted.protocol, progress, f"tuning {name}")
         settings[model] = found.setting
         ranked[model] = [board.rank(found.ranker, progress, f"ranking by {model}")]
+    trusted: Sequence[Measured] = ()
     if learned:
         from services.evaluation.trained import Trainer
 
@@ -149,7 +155,8 @@ def _at_cases(
             for model, made in trainer.ranked(board, learned, seed, wanted.variants).items():
                 ranked.setdefault(model, []).append(made)
                 settings[model] = means.told(seed)
-    return Made(cases, ranked, settings, {})
+        trusted = trainer.reasons
+    return Made(cases, ranked, settings, {}, trusted)
 
 
 def _named(wanted: Wanted, among: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.batches import Progress
+from models.blank import with_random_reranker
 from models.metrics import MISSING
 from services.candidates.vectors import ItemVectors
 from services.catalogue.cards import card_text
@@ -20,6 +21,7 @@ from services.evaluation.cases import Cases
 from services.evaluation.files import Item
 from services.evaluation.knowledge import interaction_at
 from services.evaluation.ranking import NOBODY, Board, Ranked
+from services.evaluation.reasons import Measured, joined, query_of, sampled_cases
 from services.evaluation.variants import PIPELINE, Variant
 from services.features.fold import fold
 from services.items import CardPart, CovisitsPart, ItemChanged, ItemTable, StatsPart, VectorPart
@@ -30,6 +32,7 @@ from services.training.columns import EventColumns
 from services.training.cutoff import covisits
 from services.training.drift import FOREVER_DAYS
 from services.training.examples import corpus_of
+from services.training.faithfulness import faithfulness
 from services.training.gate import Slice
 from services.training.history import EventsHistory
 from services.training.parts import Choices, Examples, ReleaseParts, Sources, config_for
@@ -65,6 +68,8 @@ class Trainer:
         self._known = _Known(items, cases, means, self._history, progress)
         rows = {str(n): _row(cases, n, each, length) for n, each in enumerate(_of_users(cases))}
         self._features = MemoryFeatureStore(rows)
+        self.reasons: list[Measured] = []
+        """How far reasons can be trusted, of each seed whose pipeline was ranked."""
 
     def ranked(
         self, board: Board, models: Sequence[str], seed: int, variants: Sequence[Variant] = ()
@@ -77,6 +82,8 @@ class Trainer:
             found["tower"] = board.rank(self.tower(release), self._progress, text)
         for variant in (PIPELINE, *variants) if "pipeline" in models else ():
             found[variant.name] = self._by_pipeline(release, board.depth, seed, variant)
+        if "pipeline" in models:
+            self.reasons.append(self._reasons(release, seed))
         return found
 
     def tower(self, release: ModelRelease) -> Ranker:
@@ -107,6 +114,17 @@ class Trainer:
         return fitted_release(
             self._cases.train, self._history, items, known.end_us, means, seed, self._progress, self._plan
         )  # fmt: skip
+
+    def _reasons(self, release: ModelRelease, seed: int) -> Measured:
+        blank, chosen, parts = with_random_reranker(release, seed), sampled_cases(self._cases), []
+        for moment, some in self._known.moments():
+            queries = [query_of(self._cases, case) for case in some[np.isin(some, chosen)].tolist()]
+            if queries:
+                table = self._known.at(moment)
+                stages = self._means.stages_for(release, table, self._features)
+                probe = self._means.stages_for(blank, table, self._features).probe
+                parts.append(faithfulness(stages, probe if release.reranks else None, queries, seed, self._progress))
+        return joined(parts)
 
     def _by_pipeline(self, release: ModelRelease, depth: int, seed: int, variant: Variant) -> Ranked:
         cases = self._cases

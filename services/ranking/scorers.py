@@ -30,6 +30,30 @@ class RankingModel(Protocol):
         """Scores of C candidates: vectors [C, D], features [C, F], retrieval_score [C] -> [C]."""
 
 
+class ProbedModel(RankingModel, Protocol):
+    """What asking for other histories needs of it."""
+
+    @property
+    def reranks(self) -> bool:
+        """Whether the reranker orders; else the retrieval score does, and nothing is looked at."""
+
+    def user_vectors(self, histories: Sequence[History], now_s: int) -> Vectors:
+        """float32 [B, D]."""
+
+    def rerank_rows(
+        self,
+        histories: Sequence[History],
+        now_s: int,
+        candidate_vectors: Vectors,
+        features: Vectors,
+        retrieval_score: Vectors,
+    ) -> Vectors:
+        """`rerank` of the same candidates for B histories: features [B, C, F], retrieval_score [B, C] -> [B, C]."""
+
+    def attention(self, history: History, now_s: int, candidate_vectors: Vectors) -> Vectors:
+        """The shares of nothing (first) and of each event, [C, H + 1]."""
+
+
 class UserReading(Protocol):
     """A user as the release reads them."""
 
@@ -73,12 +97,10 @@ class AttentionScorer:
         features = ranking_features(self.items.history(user), block, now_us)
         reading = self.vectors.reading(query, user)
         vectors = self.vectors.of(item_ids)
-        found = self.items.together(user)
-        together = np.fromiter((found.get(i, NOT_TOGETHER)[0] for i in item_ids), np.float32, len(item_ids))
+        known_to_model = model_features(features, together_of(self.items, user, item_ids))
         scores = self.release.rerank(
-            reading.history, now_us // SECOND_US, vectors, model_features(features, together),
-            vectors @ reading.user_vector,
-        )  # fmt: skip
+            reading.history, now_us // SECOND_US, vectors, known_to_model, vectors @ reading.user_vector
+        )
         assert bool(np.isfinite(scores).all()), f"{self.name} gave a score that is no number"
         from_history = query.record and query.user_id is not None and not query.recent  # a row that can be joined again
         written = features.astype("<f4", copy=False).tobytes() if from_history else b""
@@ -95,6 +117,12 @@ class RetrievalOrderScorer:
     def score(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Scores:  # noqa: ARG002
         """Scorer."""
         return Scores([_by_rank(candidate) for candidate in candidates])
+
+
+def together_of(items: ItemTable, user: UserState, item_ids: Sequence[str]) -> Vectors:
+    """How strongly co-visits of the user's newest items lead to each of some items. float32 [n]"""
+    found = items.together(user)
+    return np.fromiter((found.get(i, NOT_TOGETHER)[0] for i in item_ids), np.float32, len(item_ids))
 
 
 def _by_rank(candidate: Candidate) -> float:

@@ -237,6 +237,7 @@ def examples_of(
     return RankingExamples(
         prefixes.rows, prefixes.actions, prefixes.times_s, prefixes.now_s, candidates.rows.astype(np.int32),
         model_features(features, candidates.together), candidates.score.astype(np.float32), labels.astype(np.float32),
+        np.zeros(len(asked_us), dtype=np.float32),
     )  # fmt: skip
 
 

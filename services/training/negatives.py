@@ -47,15 +47,15 @@ def draw_candidates(
     scores_of: TowerScores,
     pools: Pools,
     seed: int,
-) -> tuple[Candidates, NDArray[np.bool_]]:
+) -> tuple[Candidates, NDArray[np.int64]]:
     """Candidates [R, 1 + drawn + uniform] with the target first and row 0 where there was nothing left to draw, and
-    whether the target stood in the pool [R]. Requests must be in time order."""
+    how many stood in the pool, 0 where the target did not [R]. Requests must be in time order."""
     rng = np.random.default_rng(seed)
     width = 1 + pools.drawn + pools.uniform
     rows = np.zeros((len(requests), width), dtype=np.int64)
     score = np.zeros((len(requests), width), dtype=np.float32)
     strength = np.zeros((len(requests), width), dtype=np.float32)
-    reached = np.zeros(len(requests), dtype=np.bool_)
+    reached = np.zeros(len(requests), dtype=np.int64)
     trends, together = Trends(corpus, pools.trending), Together(corpus)
     starts = together.starts(known.users)
     newest = _Newest(corpus, items, pools.newest)
@@ -76,7 +76,7 @@ def draw_candidates(
                 newest.at(now_us),
             ])  # fmt: skip
             pool = np.unique(pool[mask[pool]])
-            reached[place] = target in pool
+            reached[place] = len(pool) if target in pool else 0
             chosen = _drawn(rng, pool, target, pools, mask)
             rows[place, 0], score[place, 0] = target, scores[n, target]
             rows[place, 1 : 1 + len(chosen)], score[place, 1 : 1 + len(chosen)] = chosen, scores[n, chosen]

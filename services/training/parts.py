@@ -13,6 +13,7 @@ import structlog
 from numpy.typing import NDArray
 
 from models.batches import Prefixes, Progress, RankingExamples
+from models.blank import with_random_reranker
 from models.config import BlockName, Effort, ModelConfig, Size
 from models.fit import FittedTower, assemble, fit_reranker
 from models.release import ModelRelease, ReleaseDamaged
@@ -21,6 +22,7 @@ from services.items import ItemTable
 from services.ports import LIVE_ITEMS_KEPT, FeatureHistory
 from services.retrain import TrainingParts
 from services.signals import MODEL_FEATURES
+from services.training.chances import chances_of, chances_told, drawn_from_pools
 from services.training.columns import EventColumns
 from services.training.cutoff import FrozenRows, rows_at
 from services.training.drift import target_half_life_days
@@ -40,8 +42,10 @@ from services.training.examples import (
     ranking_examples,
     rows_of_requests,
 )
+from services.training.faithfulness import faithfulness, faithfulness_metrics, faithfulness_told, queries_of
 from services.training.gate import Gate, Slice, choose_cut, decide, slice_after
 from services.training.negatives import Pools, TowerScores, draw_candidates
+from services.training.orders import Orders, orders_of
 from services.training.plans import REQUESTS_MAX, Plan, newest_from, newest_rounds
 from services.training.schedule import spare_cores
 from services.training.served import Learned, ServedLists, ServedRules, learned_from, list_examples, nothing_served
@@ -134,6 +138,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         planned = (choices.plan or newest_rounds)(self, examples, config)
         ranking, tower, learned = planned.ranking, planned.tower, planned.learned
         reranker = fit_reranker(planned.scoring, ranking, config, self._progress)
+        chances = chances_of(planned.scoring, reranker, ranking)
         notes = {
             "ranking_requests": float(len(ranking)),
             "tower_epochs": float(tower.epochs),
@@ -148,30 +153,43 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
             release_id, tower, reranker, MODEL_FEATURES, FEATURE_SERVICE, choices.text_encoder,
             examples.judged.cut_us, notes,
         )  # fmt: skip
+        release = release.calibrated(*chances)
         return replace(release, manifest=replace(release.manifest, embedded_by=corpus.encoder))
 
     def judge(self, challenger: ModelRelease, live: ReleaseInfo | None, examples: Examples) -> Verdict:
-        """TrainingParts."""
+        """TrainingParts. A reranker that is worse than the retrieval score is not judged, and not published as one."""
+        features = self._features(examples)
+        orders = self._orders(challenger, features, examples)
+        return self._judged(challenger.ordered_by(orders.earned), orders, live, features, examples)
+
+    def _judged(
+        self, release: ModelRelease, orders: Orders, live: ReleaseInfo | None, features: FrozenRows, examples: Examples
+    ) -> Verdict:
         judged, before = examples.judged, examples.corpus.events
-        features = rows_at(self._sources.history, before, judged.user_codes, judged.cut_us)
-        stages = self._sources.stages_for(challenger, examples.items, features)
-        faults = faults_of(challenger, stages, judged, before)
+        stages = self._sources.stages_for(release, examples.items, features)
+        faults = faults_of(release, stages, judged, before)
         pipeline = self._metrics("pipeline", stages, examples)
         popularity = metrics_of("popularity 7d", popularity_places(judged, before), judged, before)
         others = (
-            metrics_of("tower", tower_places(challenger, features, judged, before), judged, before)
+            metrics_of("tower", tower_places(release, features, judged, before), judged, before)
             + popularity
             + metrics_of("item-knn", knn_places(judged, before), judged, before)
         )
         standing = self._live_metrics(live, features, examples)
         promoted, reason = decide(pipeline, standing, popularity, faults)
+        reasons = self._reasons(release, stages, features, examples)
         metrics = pipeline + (standing or ()) + others
-        return Verdict(challenger.release_id, promoted, reason, metrics, learned_from(challenger.manifest.notes))
+        metrics += orders.metrics() + orders.calibration(release.manifest, judged.known) + reasons
+        told = (orders.told(), chances_told(release.manifest), faithfulness_told(reasons))
+        return Verdict(
+            release.release_id, promoted, reason, metrics, learned_from(release.manifest.notes), release.reranks,
+            tuple(each for each in told if each),
+        )  # fmt: skip
 
     def store(self, challenger: ModelRelease, verdict: Verdict) -> ReleaseInfo:
         """TrainingParts."""
         folder = self._choices.releases / challenger.release_id
-        challenger.save(folder)
+        challenger.ordered_by(verdict.rerank).save(folder)
         return ReleaseInfo(
             challenger.release_id,
             str(folder),
@@ -195,7 +213,8 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         before = events.before(cut_us)
         items = self._sources.items_at(before, cut_us)
         examples = Examples(now, corpus_of(before, items), judged, items)
-        return self.judge(self._sources.load(release), None, examples).metrics
+        loaded, features = self._sources.load(release), self._features(examples)
+        return self._judged(loaded, self._orders(loaded, features, examples), None, features, examples).metrics
 
     @property
     def choices(self) -> Choices:
@@ -233,18 +252,40 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
             corpus, examples.items, requests, known, _scores_of(tower), pools, choices.seed
         )
         self._progress(2, 3, "features of the candidates, point-in-time")
-        log.info("training_requests", requests=len(requests), reached=round(float(reached.mean()), 4))
+        log.info("training_requests", requests=len(requests), reached=round(float((reached > 0).mean()), 4))
+        drawn_from = drawn_from_pools(drawn.rows, reached)
         if np.count_nonzero(reached) >= REQUESTS_MIN:
             places = np.flatnonzero(reached)
+            drawn_from = drawn_from[places]
             requests, known, drawn = requests.take(places), known.take(places), drawn.take(places)
         made = ranking_examples(corpus, examples.items, self._sources.history, requests, known, drawn)
         self._progress(3, 3, "ranking examples made")
-        return made
+        return replace(made, drawn_from=drawn_from)
 
     def _metrics(self, model: str, stages: Stages, examples: Examples) -> tuple[Metric, ...]:
         before = examples.corpus.events
         places = pipeline_places(stages, examples.judged, before, self._progress)
         return metrics_of(model, places, examples.judged, before)
+
+    def _features(self, examples: Examples) -> FrozenRows:
+        """The rows of the judged users just before the cut."""
+        judged = examples.judged
+        return rows_at(self._sources.history, examples.corpus.events, judged.user_codes, judged.cut_us)
+
+    def _orders(self, release: ModelRelease, features: FrozenRows, examples: Examples) -> Orders:
+        stages = self._sources.stages_for(release.ordered_by(True), examples.items, features)
+        return orders_of(stages, examples.judged, examples.corpus.events, self._choices.seed, self._progress)
+
+    def _reasons(
+        self, release: ModelRelease, stages: Stages, features: FrozenRows, examples: Examples
+    ) -> tuple[Metric, ...]:
+        """How far the reasons can be trusted, over some of the judged users."""
+        blank = self._sources.stages_for(with_random_reranker(release, self._choices.seed), examples.items, features)
+        queries = queries_of(examples.judged, examples.corpus.events)
+        found = faithfulness(
+            stages, blank.probe if release.reranks else None, queries, self._choices.seed, self._progress
+        )
+        return faithfulness_metrics(found)
 
     def _live_metrics(
         self, live: ReleaseInfo | None, features: FrozenRows, examples: Examples

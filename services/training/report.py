@@ -81,8 +81,15 @@ def report_text(
         return "\n".join([*lines, "- state: failed", ""])
     lines += [f"- release: {verdict.release_id}", f"- promoted: {'yes' if verdict.promoted else 'no'}", ""]
     lines += [verdict.learned_from, ""] if verdict.learned_from else []
-    lines += ["## The judged slice", "", *_table(verdict.metrics), ""]
+    ranked = tuple(each for each in verdict.metrics if each.name in ORDER)
+    lines += ["## The judged slice", "", *_table(ranked), ""]
     lines += [PROTOCOL, ""]
+    for paragraph in verdict.told:
+        lines += [paragraph, ""]
+    if others := [each for each in verdict.metrics if each.name not in ORDER]:
+        lines += ["| what | part | number | value | users |", "|---|---|---|---|---|"]
+        lines += [f"| {m.model} | {m.part} | {m.name} | {m.value:.4f} | {m.users} |" for m in others]
+        lines.append("")
     return "\n".join(lines)
 
 

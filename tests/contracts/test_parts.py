@@ -44,6 +44,7 @@ def tiny_release() -> ModelRelease:
         np.full((20, 8), 1_700_000_000, np.int64), np.full(20, 1_700_000_900, np.int64),
         rng.integers(1, 9, (20, 5)).astype(np.int32), rng.normal(size=(20, 5, width)).astype(np.float32),
         rng.normal(size=(20, 5)).astype(np.float32), np.eye(5, dtype=np.float32)[rng.integers(0, 5, 20)],
+        np.ones(20, np.float32),
     )  # fmt: skip
     reranker = fit_reranker(tower, examples, config)
     return assemble("tiny", tower, reranker, MODEL_FEATURES, "ranking_v1", "hand", 0, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from model_world import ITEMS, START_S, TINY, tiny_release
 
 from models.batches import History
+from models.calibration import Calibration
 from models.release import INDEX, MANIFEST, VECTORS, VOCABULARY, WEIGHTS, ModelRelease, ReleaseDamaged
 
 NOW_S = START_S + 86_400
@@ -64,6 +66,59 @@ def test_scoring_one_alone_equals_scoring_it_among_many(release: ModelRelease) -
     assert np.allclose(among, alone, atol=1e-6)
     assert among.dtype == np.float32
     assert ((among > 0) & (among < 1)).all()
+
+
+def test_many_histories_are_scored_as_each_alone(release: ModelRelease) -> None:
+    nobody = History(np.zeros((0, release.width), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    histories = [nobody, *(_history(release, length) for length in (4, 1, 3))]
+    vectors = release.item_vectors[[2, 9]]
+    features = np.linspace(-1, 1, 24, dtype=np.float32).reshape(4, 2, 3)
+    users = release.user_vectors(histories, NOW_S)
+    alone = [release.user_vector(each, NOW_S) for each in histories]
+    assert np.allclose(users, np.stack(alone), atol=1e-5)
+    scores = users @ vectors.T
+    found = release.rerank_rows(histories, NOW_S, vectors, features, scores)
+    one_by_one = [
+        release.rerank(*each) for each in zip(histories, [NOW_S] * 4, [vectors] * 4, features, scores, strict=True)
+    ]
+    assert np.allclose(found, np.stack(one_by_one), atol=1e-6)
+
+
+def test_attention_is_a_share_of_every_event_and_nothing_of_what_is_not_known(release: ModelRelease) -> None:
+    known = _history(release)
+    vectors = np.concatenate([np.zeros((1, release.width), np.float32), known.vectors])
+    mixed = History(vectors, np.append(1, known.actions), np.append(NOW_S - 999, known.times_s))
+    shares = release.attention(mixed, NOW_S, release.item_vectors[[3, 7]])
+    assert shares.shape == (2, 6)
+    assert np.allclose(shares.sum(axis=1), 1, atol=1e-5)
+    assert shares[:, 1].tolist() == [0.0, 0.0]
+    assert np.array_equal(shares[:, [0, 2, 3, 4, 5]], release.attention(known, NOW_S, release.item_vectors[[3, 7]]))
+
+
+def test_calibrated_or_not_the_order_is_the_same_and_without_reranker_it_is_the_retrieval_scores(
+    fresh: ModelRelease, tmp_path: Path
+) -> None:
+    rows = list(range(1, ITEMS + 1))
+    low = Calibration(0.5, (0.0,), (-3.0,), 7, True)
+    manifest = replace(fresh.manifest, chances=low, retrieval_chances=Calibration(2.0, (0.0,), (-1.0,)))
+    changed = replace(fresh, manifest=manifest)
+    plain, calibrated = _ranked(fresh, rows), _ranked(changed, rows)
+    assert np.array_equal(np.argsort(plain), np.argsort(calibrated))
+    assert np.allclose(calibrated, 1 / (1 + np.exp(3 - 0.5 * np.log(plain / (1 - plain)))), atol=1e-5)
+    changed.ordered_by(False).save(tmp_path / "r1")
+    loaded = ModelRelease.load(tmp_path / "r1", "cpu")
+    assert loaded.manifest == changed.ordered_by(False).manifest
+    retrieval = fresh.item_vectors[rows] @ fresh.user_vector(_history(fresh), NOW_S)
+    assert np.allclose(_ranked(loaded, rows), 1 / (1 + np.exp(1 - 2 * retrieval)), atol=1e-5)
+
+
+def test_a_release_from_before_chances_were_calibrated_is_read(fresh: ModelRelease, tmp_path: Path) -> None:
+    fresh.save(tmp_path / "r1")
+    said = json.loads((tmp_path / "r1" / MANIFEST).read_text())
+    for name in ("rerank", "chances", "retrieval_chances"):
+        del said[name]
+    (tmp_path / "r1" / MANIFEST).write_text(json.dumps(said))
+    assert ModelRelease.load(tmp_path / "r1", "cpu").manifest == fresh.manifest
 
 
 def test_a_stranger_and_an_empty_list_are_answered(release: ModelRelease) -> None:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from training_world import START_US, TEXT_WIDTH, item_table, rounds, stages_for
 
+from models.batches import History
+from models.blank import with_random_reranker
 from models.config import ModelConfig
 from models.release import ModelRelease
 from services.domain import DAY_US, BadRequest, Metric, Verdict, from_us
@@ -94,6 +96,43 @@ def test_the_known_next_click_is_found_far_above_popularity(trained: tuple[Verdi
     found = value(metrics, "pipeline", "ndcg@10")
     assert found > 0.5
     assert found > 2 * value(metrics, "popularity 7d", "ndcg@10")
+
+
+def test_the_reasons_stand_on_what_the_scores_hang_on(trained: tuple[Verdict, MemoryRegistry, Path]) -> None:
+    found = {each.name: each.value for each in trained[0].metrics if each.model == "reasons"}
+    # The next item of the round follows from the last ones: erasing those costs more than erasing any.
+    for k in (1, 3):
+        assert found[f"comprehensiveness@{k}"] > 1.5 * found[f"comprehensiveness@{k} random"]
+    assert found["picks with a reason"] > 0.3
+    assert found["reasons that move the rank"] > 0.5
+    assert found.get("random weights against erasure", 0.0) < 0.8  # none where the retrieval score orders
+    assert any(each.startswith("Reasons, over") for each in trained[0].told)
+
+
+def test_a_score_is_the_chance_that_the_item_is_taken(trained: tuple[Verdict, MemoryRegistry, Path]) -> None:
+    metrics = trained[0].metrics
+    assert 0.5 < value(metrics, "chances", "pcoc", "all") < 2.0
+    assert value(metrics, "chances", "ece", "all") < 0.05
+    assert any("sampled lists that nobody saw" in each for each in trained[0].told)
+
+
+def test_a_reranker_of_noise_is_not_served(trained: tuple[Verdict, MemoryRegistry, Path], tmp_path: Path) -> None:
+    verdict, _, folder = trained
+    parts = parts_over(rounds(), tmp_path)
+    release = ModelRelease.load(folder / verdict.release_id, "cpu")
+    noise = with_random_reranker(release, seed=1)
+    examples = parts.build(NOW, None)
+    judged = parts.judge(noise, None, examples)
+    assert not judged.rerank
+    assert value(judged.metrics, "reranker", "ndcg@10 gain high", "all") < 0
+    assert any("served without it" in each for each in judged.told)
+    stored = ModelRelease.load(Path(parts.store(noise, judged).path), "cpu")
+    assert not stored.reranks
+    features = np.zeros((8, len(stored.manifest.feature_names)), dtype=np.float32)
+    user = stored.item_vectors[3]
+    nobody = History(np.zeros((0, stored.width), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    scores = stored.rerank(nobody, 0, stored.item_vectors[1:9], features, stored.item_vectors[1:9] @ user)
+    assert np.argsort(scores).tolist() == np.argsort(stored.item_vectors[1:9] @ user).tolist()
 
 
 def test_without_the_order_of_the_clicks_the_gain_is_gone(tmp_path: Path) -> None:

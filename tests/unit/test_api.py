@@ -120,6 +120,23 @@ def test_a_user_id_may_hold_any_characters(client: TestClient) -> None:
     assert {each["source"] for each in answer["items"]} == {"trending", "new"}
 
 
+def test_asked_for_by_erasure_an_item_is_a_reason_only_if_the_score_falls_without_it(client: TestClient) -> None:
+    plain = client.get("/v1/users/ada/recommendations?limit=3").json()["items"]
+    assert all("explanation" not in each for each in plain)
+    for asked in ("reasons=erasure", "explain=true"):
+        items = client.get(f"/v1/users/ada/recommendations?limit=3&{asked}").json()["items"]
+        assert [each["item_id"] for each in items] == [each["item_id"] for each in plain]
+        # Ada has clicked s1 alone: without it she is a stranger, whose scores are 0 for all.
+        space = next(each for each in items if each["item_id"] == "s2")
+        assert space["reason"]["kind"] == "because_you_clicked"
+        assert space["reason"]["item_ids"] == ["s1"]
+        assert space["explanation"]["drop"] == pytest.approx(space["score"])
+        assert space["explanation"]["looked_at"][0]["title"] == "Film s1"
+        assert space["explanation"]["at_nothing"] == 0.5
+    ranked = client.post("/v1/rank", json={"user_id": "ada", "item_ids": ["s2", "s3"], "reasons": "erasure"}).json()
+    assert [each["explanation"]["drop"] > 0 for each in ranked["items"]] == [True, True]
+
+
 def test_a_visitor_is_known_by_recent_items(client: TestClient) -> None:
     body = {"recent": ["l1"], "limit": 3}
     answer = client.post("/v1/recommendations", json=body).json()

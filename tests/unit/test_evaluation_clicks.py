@@ -7,7 +7,8 @@ from math import log2
 import numpy as np
 import pytest
 
-from services.evaluation.clicks import auc, best_threshold, calibration_error, over_rows, per_list
+from models.metrics import calibration_error
+from services.evaluation.clicks import auc, best_threshold, over_rows, per_list
 
 
 def clicks(*flags: int) -> np.ndarray:

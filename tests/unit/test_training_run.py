@@ -15,7 +15,7 @@ from services.domain import BadRequest, Metric, ReleaseInfo, StageUnavailable, V
 from services.retrain import Training
 from services.training.lease import Lease
 from services.training.registry import SqlRegistry
-from services.training.report import Run, run_training
+from services.training.report import Run, report_text, run_training
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 METRICS = tuple(
@@ -177,3 +177,13 @@ def test_old_release_folders_are_removed_after_a_run(engine: Engine, tmp_path: P
         run_training(Training(Parts(tmp_path / "releases"), run.registry), run)
     assert len(list((tmp_path / "releases").iterdir())) == 2
     assert len(run.registry.runs(10)) == 4
+
+
+def test_a_report_holds_the_other_numbers_and_what_is_told_of_them() -> None:
+    others = (Metric("chances", "all", "ece", 0.0125, 640), Metric("reasons", "all", "sufficiency@3", -0.5, 150))
+    verdict = Verdict("r1", True, "promoted: better", METRICS + others, told=("Reasons hold.", "Chances do too."))
+    text = report_text("run-1", NOON, 1.0, "demo", verdict, "promoted: better")
+    assert "| chances | all | ece | 0.0125 | 640 |" in text
+    assert "| reasons | all | sufficiency@3 | -0.5000 | 150 |" in text
+    assert "\nReasons hold.\n\nChances do too.\n" in text
+    assert "| all | pipeline | 640 | 0.2500 | 0.2500 | 0.2500 |" in text
