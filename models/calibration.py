@@ -87,7 +87,8 @@ def _platt(logits: Numbers, taken: Numbers, weights: Numbers) -> tuple[float, fl
 
     def loss(at: Numbers) -> float:
         odds = inputs @ at
-        return float((weights * (np.logaddexp(0.0, odds) - taken * odds)).sum()) + pull * (at[0] - 1.0) ** 2 / 2
+        unlikely = float((weights * (np.logaddexp(0.0, odds) - taken * odds)).sum())
+        return unlikely + pull * (float(at[0]) - 1.0) ** 2 / 2
 
     for _ in range(STEPS):
         chances = 1.0 / (1.0 + np.exp(-np.clip(inputs @ found, -80.0, 80.0)))

@@ -153,10 +153,17 @@ class ModelRelease:
 
     def user_vectors(self, histories: Sequence[History], now_s: int) -> NDArray[np.float32]:
         """`user_vector` of several histories at once. [B, D]"""
-        with torch.inference_mode():
-            vectors, actions, times_s, real = self._padded([self.newest(each) for each in histories])
-            now = torch.full((len(histories),), now_s, device=self.device)
-            found: NDArray[np.float32] = self.networks.tower.newest(vectors, actions, times_s, now, real).cpu().numpy()
+        known = [self.newest(each) for each in histories]
+        some = [row for row, each in enumerate(known) if len(each.times_s)]
+        found = np.zeros((len(known), self.width), dtype=np.float32)
+        if len(some) < len(known):  # the newest token of an empty history is the start, not the padding of others
+            nobody = History(found[:0], np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+            found[:] = self.user_vector(nobody, now_s)
+        if some:
+            with torch.inference_mode():
+                vectors, actions, times_s, real = self._padded([known[row] for row in some])
+                now = torch.full((len(some),), now_s, device=self.device)
+                found[some] = self.networks.tower.newest(vectors, actions, times_s, now, real).cpu().numpy()
         return found
 
     def rerank(
@@ -173,7 +180,9 @@ class ModelRelease:
         times the candidate's, whatever source proposed it. The order is the reranker's where `manifest.rerank` says so,
         else that of the retrieval score.
         """
-        return self.rerank_rows([history], now_s, candidate_vectors, features[None], retrieval_score[None])[0]
+        chances = self.rerank_rows([history], now_s, candidate_vectors, features[None], retrieval_score[None])
+        own: NDArray[np.float32] = chances[0]
+        return own
 
     def rerank_rows(
         self,

@@ -256,7 +256,8 @@ def category_interest(
 
 def ranking_features(history: HistoryBlock, items: ItemBlock, now_us: int) -> NDArray[np.float32]:
     """All RANKING_FEATURES of one user with C candidates at `now_us`, float32 [C, len(RANKING_FEATURES)]."""
-    return ranking_features_of([history], items, now_us)[0]
+    found: NDArray[np.float32] = ranking_features_of([history], items, now_us)[0]
+    return found
 
 
 def ranking_features_of(histories: Sequence[HistoryBlock], items: ItemBlock, now_us: int) -> NDArray[np.float32]:

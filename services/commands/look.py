@@ -188,7 +188,7 @@ def print_slate(slate: Slate, titles: Mapping[str, str], why: str) -> None:
     rows = [
         (p.rank + 1, titles[p.item_id], p.source, p.reason.text, f"{p.score:.4f}", *_explained(p)) for p in slate.items
     ]
-    names = ("", "title", "source", "reason", "score")
+    names: tuple[str, ...] = ("", "title", "source", "reason", "score")
     if any(p.explanation for p in slate.items):
         names = (*names, "drop without it", "looked at (no reason)")
     by = f" by release {slate.release_id}" if slate.release_id else ": no release yet: trending and new items"

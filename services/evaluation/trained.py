@@ -124,8 +124,7 @@ class Trainer:
                 table = self._known.at(moment)
                 stages = self._means.stages_for(release, table, self._features)
                 probe = self._means.stages_for(blank, table, self._features).probe
-                assert probe is not None, "stages of a release have a probe"
-                parts.append(faithfulness(stages, probe, queries, seed, self._progress))
+                parts.append(faithfulness(stages, probe if release.reranks else None, queries, seed, self._progress))
         return joined(parts)
 
     def _by_pipeline(self, release: ModelRelease, depth: int, seed: int, variant: Variant) -> Ranked:

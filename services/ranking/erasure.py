@@ -68,7 +68,9 @@ class ErasureProbe:
         item_of = _item_of_event(user)
         shares = np.zeros((len(candidates), 1 + len(items_of(user))), dtype=np.float32)
         shares[:, 0] = by_event[:, 0]
-        np.add.at(shares, (slice(None), 1 + item_of), by_event[:, :0:-1])  # events are newest first, histories oldest
+        newest_first = by_event[:, :0:-1]  # as events are; histories are oldest first
+        for place, code in enumerate(item_of.tolist()):
+            shares[:, 1 + code] += newest_first[:, place]
         return shares
 
     def without(
@@ -78,8 +80,8 @@ class ErasureProbe:
         codes = {item_id: code for code, item_id in enumerate(items_of(user))}
         item_of = _item_of_event(user)
         kept = np.ones((len(erased), len(item_of)), dtype=np.bool_)
-        for row, item_ids in enumerate(erased):
-            kept[row] = ~np.isin(item_of, [codes[item_id] for item_id in item_ids])
+        for number, item_ids in enumerate(erased):
+            kept[number] = ~np.isin(item_of, [codes[item_id] for item_id in item_ids])
         history, row = self.vectors.reading(query, user).history, self.items.history(user)
         histories = [_some(history, mask[::-1]) for mask in kept]
         rows = [_some_of_row(row, mask) for mask in kept]
@@ -95,7 +97,9 @@ class ErasureProbe:
         others = self.vectors.reading(query, other).history
         together = together_of(self.items, other, [each.item_id for each in candidates])
         rows = [self.items.history(other)]
-        return self._scores(query, candidates, [others], rows, own.user_vector[None], together[None])[0]
+        scores = self._scores(query, candidates, [others], rows, own.user_vector[None], together[None])
+        only: Vectors = scores[0]
+        return only
 
     def by_retrieval(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Vectors:
         """Probe."""

@@ -33,10 +33,11 @@ Numbers = NDArray[np.float64]
 
 
 def faithfulness(
-    stages: Stages, blank: Probe, queries: Sequence[Query], seed: int, progress: Progress = no_progress
+    stages: Stages, blank: Probe | None, queries: Sequence[Query], seed: int, progress: Progress = no_progress
 ) -> Mapping[str, Numbers]:
     """Every measure for each query whose user has ITEMS_MIN items: float64 [users], NaN where it has no value (no
-    reason by erasure was shown). `blank`: the probe of the same release with random weights in its reranker."""
+    reason by erasure was shown). `blank`: the probe of the same release with random weights in its reranker; None where
+    the reranker has no say."""
     rng = np.random.default_rng(seed)
     found: list[dict[str, float]] = []
     for number, query in enumerate(queries):
@@ -85,7 +86,7 @@ def faithfulness_told(metrics: Sequence[Metric]) -> str:
 
 
 def _of_user(
-    stages: Stages, blank: Probe, query: Query, user: UserState, rng: np.random.Generator
+    stages: Stages, blank: Probe | None, query: Query, user: UserState, rng: np.random.Generator
 ) -> list[dict[str, float]]:
     probe = stages.probe
     assert probe is not None, "stages of a release have a probe"
@@ -103,11 +104,12 @@ def _of_user(
     odds = _log_odds(probe.without(query, user, candidates, singles))
     first = candidates[: min(MEASURED, len(picks))]
     drops = (odds[0] - odds[1:])[:, : len(first)].T  # [picks, items]
-    drops_blank = _log_odds(blank.without(query, user, first, singles))
     shares = probe.shares(query, user, first)[:, 1:].astype(np.float64)
     measured = _erased(probe, query, user, first, drops, shares, rng)
     measured["attention against erasure"] = _mean_rank_correlation(shares, drops)
-    measured["random weights against erasure"] = _mean_rank_correlation((drops_blank[0] - drops_blank[1:]).T, drops)
+    if blank is not None:
+        odds_blank = _log_odds(blank.without(query, user, first, singles))
+        measured["random weights against erasure"] = _mean_rank_correlation((odds_blank[0] - odds_blank[1:]).T, drops)
     return [measured | _of_reasons(picks, items_of(user), odds)]
 
 

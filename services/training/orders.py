@@ -127,8 +127,8 @@ def orders_of(stages: Stages, judged: Slice, before: EventColumns, seed: int, pr
     new_items = np.array([each.item_id not in liked for kept in rows_of for each in kept], dtype=np.bool_)
     progress(len(judged), len(judged), "comparing orders")
     return Orders(
-        *gains, np.concatenate(chances), np.concatenate(retrieval), np.concatenate(taken), new_items,
-        np.concatenate(owners),
+        gains[0], gains[1], gains[2], np.concatenate(chances), np.concatenate(retrieval), np.concatenate(taken),
+        new_items, np.concatenate(owners),
     )  # fmt: skip
 
 

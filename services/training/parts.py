@@ -285,9 +285,10 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
     ) -> tuple[Metric, ...]:
         """How far the reasons can be trusted, over some of the judged users."""
         blank = self._sources.stages_for(with_random_reranker(release, self._choices.seed), examples.items, features)
-        assert blank.probe is not None, "stages of a release have a probe"
         queries = queries_of(examples.judged, examples.corpus.events)
-        found = faithfulness(stages, blank.probe, queries, self._choices.seed, self._progress)
+        found = faithfulness(
+            stages, blank.probe if release.reranks else None, queries, self._choices.seed, self._progress
+        )
         return faithfulness_metrics(found)
 
     def _live_metrics(

@@ -54,7 +54,7 @@ class Together:
             for place, places in zip(np.flatnonzero(starts > 0).tolist(), found, strict=True)
         ])  # fmt: skip
         rows, inverse = np.unique(self._others[np.concatenate(found)], return_inverse=True)
-        return rows, np.bincount(inverse, weights=shares, minlength=len(rows))
+        return rows.astype(np.int64), np.bincount(inverse, weights=shares, minlength=len(rows)).astype(np.float64)
 
     def _work_out(self, now_us: int) -> None:
         self._until_us = now_us

@@ -69,16 +69,17 @@ def test_scoring_one_alone_equals_scoring_it_among_many(release: ModelRelease) -
 
 
 def test_many_histories_are_scored_as_each_alone(release: ModelRelease) -> None:
-    histories = [_history(release, length) for length in (4, 1, 3)]
+    nobody = History(np.zeros((0, release.width), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    histories = [nobody, *(_history(release, length) for length in (4, 1, 3))]
     vectors = release.item_vectors[[2, 9]]
-    features = np.linspace(-1, 1, 18, dtype=np.float32).reshape(3, 2, 3)
+    features = np.linspace(-1, 1, 24, dtype=np.float32).reshape(4, 2, 3)
     users = release.user_vectors(histories, NOW_S)
     alone = [release.user_vector(each, NOW_S) for each in histories]
     assert np.allclose(users, np.stack(alone), atol=1e-5)
     scores = users @ vectors.T
     found = release.rerank_rows(histories, NOW_S, vectors, features, scores)
     one_by_one = [
-        release.rerank(*each) for each in zip(histories, [NOW_S] * 3, [vectors] * 3, features, scores, strict=True)
+        release.rerank(*each) for each in zip(histories, [NOW_S] * 4, [vectors] * 4, features, scores, strict=True)
     ]
     assert np.allclose(found, np.stack(one_by_one), atol=1e-6)
 

@@ -106,7 +106,7 @@ def test_the_reasons_stand_on_what_the_scores_hang_on(trained: tuple[Verdict, Me
         assert found[f"comprehensiveness@{k}"] > 1.5 * found[f"comprehensiveness@{k} random"]
     assert found["picks with a reason"] > 0.3
     assert found["reasons that move the rank"] > 0.5
-    assert found["random weights against erasure"] < 0.8
+    assert found.get("random weights against erasure", 0.0) < 0.8  # none where the retrieval score orders
     assert any(each.startswith("Reasons, over") for each in trained[0].told)
 
 
