@@ -86,7 +86,7 @@ def test_batched_answers_are_those_of_recommend_one_by_one(
     stream = stream_of(EVENTS, CUT, "drop", features)
     ranked = walked(stream, vectors, release)["pipeline"]
     e = stream.events
-    for case in range(0, len(stream.cases), 5):
+    for case in range(0, len(stream.cases), 15):
         alone = one_by_one(stream, vectors, release, case)
         listed = [e.item_ids[code] for code in ranked.lists[case].tolist() if code >= 0]
         assert set(listed) == set(alone)
