@@ -207,6 +207,7 @@ class FollowedEncoder:
             source = in_effect(self._setting, self._home, live)
             if source == self._source or self._change(source):
                 self._release = release
+        assert self._encoder is not None, "the encoder of the setting was opened, or that raised"
         return self._encoder
 
     def _change(self, source: str) -> bool:

@@ -45,8 +45,8 @@ class _Deferred(ModelRelease):
 
     @staticmethod
     def of(release: ModelRelease) -> _Deferred:
-        parts = (getattr(release, each.name) for each in fields(release))
-        return _Deferred(*parts, turn=_Turn(np.zeros(release.width, dtype=np.float32)))
+        parts: dict[str, Any] = {each.name: getattr(release, each.name) for each in fields(release)}
+        return _Deferred(**parts, turn=_Turn(np.zeros(release.width, dtype=np.float32)))
 
     def user_vector(self, history: History, now_s: int) -> Vectors:  # noqa: ARG002
         """The one that was worked out before."""

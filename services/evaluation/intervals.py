@@ -69,7 +69,8 @@ def by_user(of_cases: PerCase, users: NDArray[np.int64]) -> PerCase:
     a resample draws users, with all their cases: those of one user are no independent evidence."""
     _, place = np.unique(users, return_inverse=True)
     weights = np.bincount(place, of_cases.weights).astype(np.float64)
-    return PerCase(_ratio(np.bincount(place, of_cases.values * of_cases.weights), weights), weights)
+    above = np.bincount(place, of_cases.values * of_cases.weights).astype(np.float64)
+    return PerCase(_ratio(above, weights), weights)
 
 
 def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -190,8 +190,8 @@ def check(wanted: Wanted) -> None:
         raise BadRequest("--targets FILE goes with --protocol targets, and only with it")
     if wanted.cut is not None and wanted.protocol not in ("temporal", "replay"):
         raise BadRequest("--cut goes with --protocol temporal or replay only")
-    for option, given in (("--features", wanted.features), ("--retrain", wanted.retrain)):
-        if given is not None and wanted.protocol != "replay":
+    for option, chosen in (("--features", wanted.features), ("--retrain", wanted.retrain)):
+        if chosen is not None and wanted.protocol != "replay":
             raise BadRequest(f"{option} goes with --protocol replay only")
 
 
