@@ -7,10 +7,13 @@ V rows of the vocabulary (row 0 is padding), U users, N events.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+PLACES_MAX = 50
+"""Places of a list that are told apart; what stood below stood at the last of them."""
 
 Progress = Callable[[int, int, str], None]
 """Told `(done, total, text)` while a model is fitted."""
@@ -161,7 +164,9 @@ class RankingExamples:
     `history_rows` int32, `history_actions` int16, `history_times_s` int64 [R, H], oldest first, row 0 padding at the
     front; `now_s` int64 [R]; `candidate_rows` int32 [R, C], 0 for padding; `features` float32 [R, C, F];
     `retrieval_score` float32 [R, C], the tower's; `labels` float32 [R, C], 1 for what the user took; `drawn_from`
-    float32 [R], how many candidates each one that was not taken was drawn from; 0: none was, somebody saw this list.
+    float32 [R], how many candidates each one that was not taken was drawn from; 0: none was, somebody saw this list;
+    `places` int16 [R, C], where a candidate stood in the list that was shown, 1 to PLACES_MAX, and 0 where it was not
+    shown or nobody knows (everywhere, if not given).
     """
 
     history_rows: NDArray[np.int32]
@@ -173,9 +178,13 @@ class RankingExamples:
     retrieval_score: NDArray[np.float32]
     labels: NDArray[np.float32]
     drawn_from: NDArray[np.float32]
+    places: NDArray[np.int16] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int16))
 
     def __post_init__(self) -> None:
         candidates, history = self.candidate_rows.shape, self.history_rows.shape
+        if self.places.size == 0:
+            object.__setattr__(self, "places", np.zeros(candidates, dtype=np.int16))
+        assert self.places.shape == candidates, f"{self.places.shape} places of {candidates} candidates"
         assert self.history_actions.shape == self.history_times_s.shape == history, f"histories differ from {history}"
         assert self.features.shape[:2] == candidates, f"{self.features.shape} features of {candidates} candidates"
         assert self.retrieval_score.shape == self.labels.shape == candidates, f"scores or labels differ: {candidates}"
@@ -195,6 +204,7 @@ class RankingExamples:
             self.history_rows[places], self.history_actions[places], self.history_times_s[places], self.now_s[places],
             self.candidate_rows[places], self.features[places], self.retrieval_score[places], self.labels[places],
             self.drawn_from[places],
+            self.places[places],
         )  # fmt: skip
 
     def by_time(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -72,8 +72,8 @@ class FittedTower:
 
 @dataclass(frozen=True, slots=True)
 class FittedReranker:
-    """A fitted reranker. `held_out_ndcg` is NDCG@10 within the held-out lists, `retrieval_ndcg` that of the retrieval
-    score alone on the same lists (ties lost), `epochs` where it was stopped."""
+    """A fitted reranker. `held_out_ndcg` is NDCG@10 within the held-out lists (candidates where they stood),
+    `retrieval_ndcg` that of the retrieval score alone on the same lists (ties lost), `epochs` where it was stopped."""
 
     network: Reranker
     epochs: int
@@ -216,15 +216,16 @@ def _reranker_epoch(
 
 
 def _logits(network: Reranker, table: Tensor, part: RankingExamples) -> Tensor:
-    """[B, C]"""
+    """[B, C], of candidates where they stood."""
     where = table.device
     rows, actions, times_s, now_s, candidates = (
         torch.from_numpy(each.astype(np.int64)).to(where)
         for each in (part.history_rows, part.history_actions, part.history_times_s, part.now_s, part.candidate_rows)
     )
     features, score = (torch.from_numpy(each).to(where) for each in (part.features, part.retrieval_score))
+    places = torch.from_numpy(part.places.astype(np.int64)).to(where)
     logits: Tensor = network(
-        table[rows], actions, now_s[:, None] - times_s, rows > 0, table[candidates], features, score
+        table[rows], actions, now_s[:, None] - times_s, rows > 0, table[candidates], features, score, places
     )
     return logits
 

@@ -34,6 +34,28 @@ def mrr(places_found: NDArray[np.int64]) -> float:
     return _mean(np.where(places_found < MISSING, 1.0 / (places_found + 1.0), 0.0))
 
 
+def auc_by_list(
+    scores: NDArray[np.floating], clicked: NDArray[np.bool_], offsets: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Within each list (rows `offsets[n] : offsets[n + 1]`) the chance that what was clicked scores above what was
+    not, equal scores counting half; NaN where a list holds only one kind. float64 [lists]"""
+    lists = len(offsets) - 1
+    owner = np.repeat(np.arange(lists), np.diff(offsets))
+    order = np.lexsort((scores, owner))
+    value, own, hit = scores[order], owner[order], clicked[order]
+    fresh = np.ones(len(order), dtype=np.bool_)
+    fresh[1:] = (own[1:] != own[:-1]) | (value[1:] > value[:-1])
+    starts = np.flatnonzero(fresh)
+    sizes = np.diff(np.append(starts, len(order)))
+    rank = np.repeat(starts + (sizes - 1) / 2.0, sizes) - offsets[own]  # from 0, equal scores share their ranks' mean
+    clicks = np.bincount(own, hit, minlength=lists)
+    others = np.diff(offsets) - clicks
+    above = np.bincount(own, rank * hit, minlength=lists) - clicks * (clicks - 1) / 2.0
+    found: NDArray[np.float64] = np.full(lists, np.nan)
+    np.divide(above, clicks * others, out=found, where=clicks * others > 0)
+    return found
+
+
 def calibration(
     chances: NDArray[np.float64], taken: NDArray[np.bool_], weights: NDArray[np.float64]
 ) -> dict[str, float]:

@@ -259,6 +259,9 @@ class ModelRelease:
         vectors = _arrays(folder, VECTORS)
         networks = _networks(manifest)
         weights = {name: torch.from_numpy(array) for name, array in _arrays(folder, WEIGHTS).items()}
+        weights.setdefault(
+            "reranker.by_place", torch.zeros_like(networks.reranker.by_place)
+        )  # made before it was known
         try:
             networks.load_state_dict(weights)
             basis = TextBasis(vectors["text_mean"], vectors["text_projection"])

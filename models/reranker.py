@@ -12,9 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.batches import PLACES_MAX
 from models.config import ModelConfig
 from models.tower import BUCKETS, time_bucket
 
+PLACE_DROPOUT = 0.1
 FEATURE_LIMIT = 5.0
 """Standardised features are held within this many deviations: an outlier must not decide alone."""
 
@@ -42,22 +44,32 @@ class Reranker(nn.Module):
         inputs = heads * head + heads + 2 + features + 1
         self.body = _body(inputs, config)
         self.straight = nn.Linear(features + 1, 1)
+        self.by_place = nn.Parameter(torch.zeros(PLACES_MAX + 1, 1))  # row 0, of no known place, stays 0
         nn.init.normal_(self.actions.weight, std=0.1)
         nn.init.normal_(self.gaps.weight, std=0.1)
         nn.init.zeros_(self.straight.weight)
 
     def forward(
         self, vectors: Tensor, actions: Tensor, gaps_s: Tensor, real: Tensor,
-        candidates: Tensor, features: Tensor, retrieval_score: Tensor,
+        candidates: Tensor, features: Tensor, retrieval_score: Tensor, places: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Logits [B, C]. vectors [B, H, D], actions, gaps_s, real [B, H]; candidates [B, C, D], features [B, C, F],
-        retrieval_score [B, C]."""
+        retrieval_score [B, C]; places [B, C] in the list that was shown (0: unknown), or None: all as if first."""
         said, null_share = self._attend(vectors, actions, gaps_s, real, candidates)
         likeness = self._likeness(vectors, real, candidates)
         known = self.standardised(features, retrieval_score)
         joined = torch.cat([said, null_share, likeness, known], dim=-1)
         logits: Tensor = self.body(joined) + self.straight(known)
-        return logits[..., 0]
+        return logits[..., 0] + self._of_place(places)
+
+    def _of_place(self, places: Tensor | None) -> Tensor:
+        """What standing there adds: learned apart from what the candidate is, and the same for all when they are asked
+        about. Some places are hidden while learning, so that not all is put down to them."""
+        if places is None:
+            return self.by_place[1, 0]
+        if self.training and bool(places.any()):
+            places = places * (torch.rand(places.shape, device=places.device) >= PLACE_DROPOUT)
+        return nn.functional.embedding(places, self.by_place, padding_idx=0)[..., 0]
 
     def standardised(self, features: Tensor, retrieval_score: Tensor) -> Tensor:
         """Features and retrieval score as deviations from what is usual. [B, C, F + 1]"""

@@ -22,6 +22,7 @@ FEATURES = ("live", "hourly", "daily", "frozen")
 SEEN = ("drop", "keep")
 RETRAIN = ("never", "1h", "1d", "7d")
 MODELS = "tower,pipeline,popularity,trending,itemknn,ease,last-click"
+MODELS_OF_LISTS = f"news,{MODELS}"
 
 Protocol = Annotated[
     str | None,
@@ -35,12 +36,23 @@ Items = Annotated[
 ]
 Targets = Annotated[Path | None, typer.Option(help="For targets: user_id,item_id[,timestamp].")]
 Impressions = Annotated[
-    Path | None, typer.Option(help="Judge shown lists instead: impression_id,user_id,timestamp,item_id,clicked.")
+    Path | None,
+    typer.Option(
+        help="Judge shown lists instead: impression_id,user_id,timestamp,item_id,clicked[,position,propensity]."
+    ),
 ]
+LearnFrom = Annotated[
+    Path | None, typer.Option(help="Shown lists to learn from, of before those of --impressions; the same columns.")
+]
+Recipe = Annotated[
+    str | None, typer.Option(help="A known data set (open-bandit): its files are made in --out, and judged.")
+]
+Folder = Annotated[Path | None, typer.Option(help="Where the data set of --recipe lies.")]
 Cut = Annotated[
     str | None,
     typer.Option(
-        help="A time, or for temporal a share of the time span (default 0.8), for replay a share of the events (0.9)."
+        help="A time, or for temporal a share of the time span (default 0.8), for replay a share of the events (0.9). "
+        "With --impressions: what lies before is learned from."
     ),
 ]
 Features = Annotated[
@@ -56,7 +68,10 @@ HistoryMin = Annotated[
     int | None, typer.Option(min=0, help="Events before it that a judged case has: 5, 1 or 0 by protocol.")
 ]
 Models = Annotated[
-    str | None, typer.Option(help=f"Of {MODELS} (the default: all); tuned, or set: popularity:7d, ease:300.")
+    str | None,
+    typer.Option(
+        help=f"Of {MODELS} (the default: all), with --impressions also news; tuned, or set: popularity:7d, ease:300."
+    ),
 ]
 Blocks = Annotated[str | None, typer.Option(help="What the tower is made of: ligr (if not given), sasrec or hstu.")]
 Size = Annotated[str | None, typer.Option(help="How large a tower: small, base or large; by the data if not given.")]
@@ -92,6 +107,9 @@ def evaluate(  # noqa: PLR0913
     items: Items = None,
     targets: Targets = None,
     impressions: Impressions = None,
+    learn_from: LearnFrom = None,
+    recipe: Recipe = None,
+    folder: Folder = None,
     cut: Cut = None,
     features: Features = None,
     retrain: Retrain = None,
@@ -119,17 +137,18 @@ def evaluate(  # noqa: PLR0913
 
     if protocol is not None and protocol not in PROTOCOLS:
         raise BadRequest(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    if recipe is not None or folder is not None:
+        given = {"--events": events, "--items": items, "--impressions": impressions, "--learn-from": learn_from}
+        events, items, impressions = _made_by(recipe, folder, out, given)
     of_lists = {"--diversity": diversity, "--category-cap": category_cap, "--without": without}
     if impressions is not None:
-        needless = {"--protocol": protocol, "--targets": targets, "--cut": cut, "--seen": seen, "--at": at,
-                    "--history-min": history_min, "--features": features, "--retrain": retrain,
-                    **of_lists}  # fmt: skip
+        needless = {"--protocol": protocol, "--targets": targets, "--seen": seen, "--at": at,
+                    "--history-min": history_min, "--features": features, "--retrain": retrain, **of_lists}  # fmt: skip
         _refuse(needless, "does not go with --impressions FILE")
     if events is None:
         of_files = {
-            "--items": items, "--impressions": impressions,
-            "--targets": targets, "--cut": cut, "--seen": seen, "--history-min": history_min,
-            "--features": features, "--retrain": retrain,
+            "--items": items, "--impressions": impressions, "--learn-from": learn_from, "--targets": targets,
+            "--cut": cut, "--seen": seen, "--history-min": history_min, "--features": features, "--retrain": retrain,
             "--models": models, "--blocks": blocks, "--size": size, "--against": against, "--seeds": seeds,
             "--at": at, "--out": out, "--text-encoder": text_encoder, **of_lists,
         }  # fmt: skip
@@ -142,13 +161,13 @@ def evaluate(  # noqa: PLR0913
     from models.config import BLOCK_NAMES, SIZES
     from services.evaluation.run import Wanted
 
-    named = tuple(each.strip() for each in (models or MODELS).split(","))
+    named = tuple(each.strip() for each in (models or (MODELS_OF_LISTS if impressions else MODELS)).split(","))
     wanted = Wanted(
         events, items, protocol or "temporal", named, targets, cut, _one_of("--seen", seen or "drop", SEEN),  # type: ignore[arg-type]
         _depths(at or "10,20,200"), seeds or 3, history_min=history_min, against=against, impressions=impressions,
         features=_given("--features", features, FEATURES), retrain=_given("--retrain", retrain, RETRAIN),  # type: ignore[arg-type]
         block=_one_of("--blocks", blocks or "ligr", BLOCK_NAMES), size=_one_of("--size", size, SIZES) if size else None,
-        variants=_variants(diversity, category_cap, without),
+        variants=_variants(diversity, category_cap, without), learn_from=learn_from,
     )  # fmt: skip
     _files(context, wanted, out, as_json, text_encoder)
 
@@ -211,6 +230,24 @@ def _print(report: Report, paths: tuple[Path, ...]) -> None:
     if rows:
         table("\nHow far reasons can be trusted", header, rows)
     sys.stdout.write(f"Written: {', '.join(map(str, paths))}\n")
+
+
+def _made_by(
+    recipe: str | None, folder: Path | None, out: Path | None, others: Mapping[str, object]
+) -> tuple[Path, Path, Path]:
+    """The files of a known data set: events, items and lists. `others`: options that name files themselves."""
+    from services.domain import BadRequest
+    from services.evaluation.recipes import RECIPES
+
+    if recipe is None:
+        raise BadRequest("--folder goes with --recipe, which is not given")
+    _refuse(others, "does not go with --recipe, which brings its own files")
+    if recipe not in RECIPES:
+        raise BadRequest(f"there is no recipe {recipe!r} for an evaluation; known: {', '.join(RECIPES)}")
+    if folder is None or out is None:
+        missing = "--folder FOLDER" if folder is None else "--out DIR"
+        raise BadRequest(f"--recipe goes with {missing}, which is not given")
+    return RECIPES[recipe](folder, out)
 
 
 def _refuse(given: Mapping[str, object], why: str) -> None:

@@ -7,37 +7,46 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from models.metrics import calibration
+from models.metrics import BINS, auc_by_list
 from services.evaluation.intervals import Resampled
 from services.evaluation.measures import PerCase
 
 Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 RESAMPLES_OF_ROWS = 200
+RESAMPLES_MIN = 50
+ROWS_RESAMPLED = 200_000_000
+"""Of more than a million rows fewer resamples are drawn: their metrics hardly vary."""
 DEPTHS = (5, 10)
 
 
 def per_list(scores: Numbers, clicked: Flags, offsets: NDArray[np.int64]) -> dict[str, PerCase]:
     """Means over the lists of two items or more with a click; list n has the rows `offsets[n] : offsets[n + 1]`. Group
     AUC only where not all was clicked. Equal scores share their places' worth. What no list says is left out."""
-    count = len(offsets) - 1
-    names = ("gauc", "mrr", *(f"ndcg@{k}" for k in DEPTHS))
-    values = {name: np.zeros(count) for name in names}
-    weights = {name: np.zeros(count) for name in names}
-    for n, (start, stop) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
-        own, wanted = scores[start:stop], clicked[start:stop]
-        hits = int(wanted.sum())
-        if hits == 0 or len(own) < 2:
-            continue
-        if hits < len(own):
-            values["gauc"][n], weights["gauc"][n] = auc(own, wanted, np.ones(len(own))), 1.0
-        worth = {"mrr": 1.0 / np.arange(1, len(own) + 1)}
-        discount = 1.0 / np.log2(np.arange(2, len(own) + 2))
-        worth |= {f"ndcg@{k}": np.where(np.arange(len(own)) < k, discount, 0.0) for k in DEPTHS}
-        for name, of_place in worth.items():
-            best = of_place[:hits].sum() if name != "mrr" else float(hits)
-            values[name][n], weights[name][n] = float(_shared(own, of_place)[wanted].sum()) / best, 1.0
-    return {name: PerCase(values[name], weights[name]) for name in names if weights[name].any()}
+    lists, sizes = len(offsets) - 1, np.diff(offsets)
+    owner = np.repeat(np.arange(lists), sizes)
+    hits = np.bincount(owner[clicked], minlength=lists)
+    some = (hits > 0) & (sizes > 1)
+    within = auc_by_list(scores, clicked, offsets)
+    known = np.isfinite(within)
+    found = {"gauc": PerCase(np.where(known, within, 0.0), known.astype(np.float64))}
+    order = np.lexsort((-scores, owner))
+    own, value = owner[order], scores[order]
+    fresh = np.ones(len(order), dtype=np.bool_)
+    fresh[1:] = (own[1:] != own[:-1]) | (value[1:] != value[:-1])
+    starts = np.flatnonzero(fresh)
+    counts = np.diff(np.append(starts, len(order)))
+    places = np.arange(len(order)) - offsets[own]
+    longest = np.arange(1, int(sizes.max(initial=1)) + 1)
+    worth = {"mrr": 1.0 / longest}
+    worth |= {f"ndcg@{k}": np.where(longest <= k, 1.0 / np.log2(longest + 1.0), 0.0) for k in DEPTHS}
+    for name, of_place in worth.items():
+        shared = np.repeat(np.add.reduceat(of_place[places], starts) / counts, counts)
+        gained = np.bincount(own, shared * clicked[order], minlength=lists)
+        best = hits if name == "mrr" else np.concatenate([[0.0], np.cumsum(of_place)])[hits]
+        values = np.divide(gained, best, out=np.zeros(lists), where=some)
+        found[name] = PerCase(values, some.astype(np.float64))
+    return {name: each for name, each in found.items() if each.weights.any()}
 
 
 def over_rows(
@@ -45,58 +54,79 @@ def over_rows(
 ) -> dict[str, Resampled]:
     """Metrics of all rows at once, resampled by lists. `chances`: where the scores are chances of a click."""
     lists = len(offsets) - 1
-    owner = np.repeat(np.arange(lists), np.diff(offsets))
+    rows = _Rows(scores, clicked, chances)
+    owner = np.repeat(np.arange(lists), np.diff(offsets))[rows.order]
     rng = np.random.default_rng(1)
     even = np.full(lists, 1.0 / lists)
-    found = _whole(scores, chances, clicked, np.ones(len(scores)))
+    found = rows.measured(np.ones(len(scores)))
     drawn: dict[str, list[float]] = {name: [] for name in found}
-    for _ in range(RESAMPLES_OF_ROWS):
+    for _ in range(max(RESAMPLES_MIN, min(RESAMPLES_OF_ROWS, ROWS_RESAMPLED // max(len(scores), 1)))):
         weights = rng.multinomial(lists, even).astype(np.float64)[owner]
-        for name, value in _whole(scores, chances, clicked, weights).items():
+        for name, value in rows.measured(weights).items():
             drawn[name].append(value)
     return {name: Resampled(value, np.array(drawn[name])) for name, value in found.items()}
 
 
 def auc(scores: Numbers, clicked: Flags, weights: Numbers) -> float:
     """The chance that a clicked row scores above another one, equal scores counting half; 0.5 with one kind only."""
-    order = np.argsort(scores, kind="stable")
-    above, below = np.where(clicked, weights, 0.0)[order], np.where(clicked, 0.0, weights)[order]
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(scores[order]) > 0]))
-    hits, misses = np.add.reduceat(above, starts), np.add.reduceat(below, starts)
-    total = hits.sum() * misses.sum()
-    won = (hits * (np.cumsum(misses) - misses / 2)).sum()
-    return float(won / total) if total > 0 else 0.5
+    rows = _Rows(scores, clicked, None)
+    return rows.auc(weights[rows.order])
 
 
 def best_threshold(scores: Numbers, clicked: Flags, weights: Numbers) -> dict[str, float]:
     """Accuracy, precision, recall and F1 where all from some score on are called clicks: that with the best F1."""
-    order = np.argsort(-scores, kind="stable")
-    weight, hit = weights[order], (weights * clicked)[order]
-    ends = np.flatnonzero(np.concatenate([np.diff(scores[order]) < 0, [True]]))  # equal scores are called the same
-    called, right = np.cumsum(weight)[ends], np.cumsum(hit)[ends]
-    total, clicks = float(weight.sum()), float(hit.sum())
-    f1 = 2 * right / np.maximum(called + clicks, 1e-12)
-    n = int(np.argmax(f1))
-    precision, recall = right[n] / max(called[n], 1e-12), right[n] / max(clicks, 1e-12)
-    accuracy = (total - called[n] - clicks + 2 * right[n]) / max(total, 1e-12)
-    return {"accuracy": float(accuracy), "precision": float(precision), "recall": float(recall), "f1": float(f1[n])}
+    rows = _Rows(scores, clicked, None)
+    return rows.best_threshold(weights[rows.order])
 
 
-def _whole(scores: Numbers, chances: Numbers | None, clicked: Flags, weights: Numbers) -> Mapping[str, float]:
-    found = {"auc": auc(scores, clicked, weights)}
-    if chances is not None:
-        found |= {
-            **calibration(chances, clicked, weights),
-            **best_threshold(scores, clicked, weights),
-        }
-    return found
+class _Rows:
+    """Rows sorted once by their scores, lowest first, to be measured under many weights (in this order)."""
 
+    def __init__(self, scores: Numbers, clicked: Flags, chances: Numbers | None) -> None:
+        self.order = np.argsort(scores, kind="stable")
+        value = scores[self.order]
+        self._hit = clicked[self.order].astype(np.float64)
+        self._starts = np.flatnonzero(np.concatenate([[True], np.diff(value) > 0]))
+        self._chances = None if chances is None else chances[self.order]
+        sizes = np.full(BINS, len(scores) // BINS) + (np.arange(BINS) < len(scores) % BINS)
+        self._bins = np.concatenate([[0], np.cumsum(sizes[sizes > 0])[:-1]])
 
-def _shared(scores: Numbers, of_place: Numbers) -> Numbers:
-    """What each row gets of the places' worth, best score first; rows of equal score share theirs evenly."""
-    order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(scores[order]) < 0]))
-    sizes = np.diff(np.concatenate([starts, [len(scores)]]))
-    found = np.empty(len(scores))
-    found[order] = np.repeat(np.add.reduceat(of_place, starts) / sizes, sizes)
-    return found
+    def measured(self, weights: Numbers) -> Mapping[str, float]:
+        """Everything there is to measure."""
+        found = {"auc": self.auc(weights)}
+        if self._chances is not None:
+            clicks = max(float((weights * self._hit).sum()), 1.0)  # a resample may hold none
+            found |= {
+                "ece": self.calibration_error(weights),
+                "pcoc": float((weights * self._chances).sum()) / clicks,
+                "brier": float((weights * (self._chances - self._hit) ** 2).sum() / weights.sum()),
+                **self.best_threshold(weights),
+            }
+        return found
+
+    def auc(self, weights: Numbers) -> float:
+        """See the function of this name."""
+        hit = weights * self._hit
+        hits, both = np.add.reduceat(hit, self._starts), np.add.reduceat(weights, self._starts)
+        misses = both - hits
+        total = hits.sum() * misses.sum()
+        won = (hits * (np.cumsum(misses) - misses / 2)).sum()
+        return float(won / total) if total > 0 else 0.5
+
+    def calibration_error(self, weights: Numbers) -> float:
+        """See the function of this name."""
+        assert self._chances is not None, "scores that are no chances have no calibration"
+        gaps = np.add.reduceat(weights * (self._chances - self._hit), self._bins)
+        return float(np.abs(gaps).sum() / max(float(weights.sum()), 1e-12))
+
+    def best_threshold(self, weights: Numbers) -> dict[str, float]:
+        """See the function of this name."""
+        of_equal = np.add.reduceat(weights, self._starts)[::-1]  # equal scores are called the same; highest first
+        called = np.cumsum(of_equal)
+        right = np.cumsum(np.add.reduceat(weights * self._hit, self._starts)[::-1])
+        total, clicks = float(called[-1]), float(right[-1])
+        f1 = 2 * right / np.maximum(called + clicks, 1e-12)
+        n = int(np.argmax(f1))
+        precision, recall = right[n] / max(called[n], 1e-12), right[n] / max(clicks, 1e-12)
+        accuracy = (total - called[n] - clicks + 2 * right[n]) / max(total, 1e-12)
+        return {"accuracy": float(accuracy), "precision": float(precision), "recall": float(recall), "f1": float(f1[n])}

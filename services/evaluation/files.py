@@ -1,4 +1,4 @@
-"""The files that an evaluation reads: events, items, targets and impressions, as csv (also gz) or parquet."""
+"""The files that an evaluation reads: events, items and targets, as csv (also gz) or parquet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "kind", "value")
-IMPRESSION_COLUMNS = ("impression_id", "user_id", "timestamp", "item_id", "clicked")
 DEFAULT_KIND = "click"
 """What an event is where the file has no column `kind`: positive, whatever its value."""
 MS_FROM = 1e11
@@ -52,42 +51,35 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Impression:
-    """One list that was shown: its items in the order of their lines, and which were clicked."""
-
-    user_id: str
-    time_us: int
-    item_ids: tuple[str, ...]
-    clicked: tuple[bool, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Data:
     """What was read. `events` are in time order; equal times stand as they stood in the file. Its `item_ids` are the
-    whole catalogue, in the order of their ids: every item of the three files, with events or without."""
+    whole catalogue, in the order of their ids: every item of all files, with events or without."""
 
     events: EventColumns
     items: tuple[Item, ...]
     targets: tuple[Target, ...]
-    impressions: tuple[Impression, ...] = ()
 
 
-class _Suspect(Exception):
+class Suspect(Exception):
     """Something in a file is wrong; where, the row by row reading says."""
 
 
 def read_data(
-    events: Path, items: Path, targets: Path | None, rules: KindRules, impressions: Path | None = None
+    events: Path,
+    items: Path,
+    targets: Path | None,
+    rules: KindRules,
+    more_users: Sequence[str] = (),
+    more_items: Sequence[str] = (),
 ) -> Data:
-    """Read all files. Raises BadRequest with file, line and column of the first mistake."""
+    """Read all files; `more` ids stand in other files. Raises BadRequest with file, line and column of the first
+    mistake."""
     known = read_items(items)
     wanted = read_targets(targets) if targets else ()
-    shown = read_impressions(impressions) if impressions else ()
     table = _event_table(events)
-    users = [*(each.user_id for each in wanted), *(each.user_id for each in shown)]
-    more = [*(each.item_id for each in known), *(each.item_id for each in wanted)]
-    more += [item_id for each in shown for item_id in each.item_ids]
-    return Data(_columns(table, users, more, rules), known, wanted, shown)
+    users = [*more_users, *(each.user_id for each in wanted)]
+    ids = [*more_items, *(each.item_id for each in known), *(each.item_id for each in wanted)]
+    return Data(_columns(table, users, ids, rules), known, wanted)
 
 
 # ---------------------------------------------------------------------------------------- items and targets
@@ -97,10 +89,10 @@ def read_items(path: Path) -> tuple[Item, ...]:
     """The lines of an items file `item_id,title[,text,categories,published_at]`, in their order."""
     found: dict[str, Item] = {}
     lines: dict[str, int] = {}
-    for row in _rows(path, ("item_id", "title")):
+    for row in rows_in(path, ("item_id", "title")):
         item = _item(path, row)
         if item.item_id in found:
-            _wrong(path, row.line, "item_id", f"{item.item_id!r} stands in line {lines[item.item_id]} already")
+            wrong(path, row.line, "item_id", f"{item.item_id!r} stands in line {lines[item.item_id]} already")
         found[item.item_id], lines[item.item_id] = item, row.line
     if not found:
         raise BadRequest(f"{path} holds no item")
@@ -111,46 +103,25 @@ def read_targets(path: Path) -> tuple[Target, ...]:
     """The lines of a targets file `user_id,item_id[,timestamp]`, in their order."""
     found = tuple(
         Target(
-            _checked(path, row, "user_id", _user_id),
-            _checked(path, row, "item_id", _item_id),
-            _checked(path, row, "timestamp", _maybe_time_us),
+            checked(path, row, "user_id", _user_id),
+            checked(path, row, "item_id", _item_id),
+            checked(path, row, "timestamp", maybe_time_us),
         )
-        for row in _rows(path, ("user_id", "item_id"))
+        for row in rows_in(path, ("user_id", "item_id"))
     )
     if not found:
         raise BadRequest(f"{path} holds no target")
     return found
 
 
-def read_impressions(path: Path) -> tuple[Impression, ...]:
-    """The lists of a file `impression_id,user_id,timestamp,item_id,clicked`, a line per shown item, in the order of
-    their first lines."""
-    lists: dict[str, tuple[str, int, dict[str, bool]]] = {}
-    for row in _rows(path, IMPRESSION_COLUMNS):
-        key = _checked(path, row, "impression_id", lambda fields: id_text(fields, "impression_id"))
-        user_id, item_id = _checked(path, row, "user_id", _user_id), _checked(path, row, "item_id", _item_id)
-        time_us = _checked(path, row, "timestamp", _maybe_time_us)
-        if time_us is None:
-            _wrong(path, row.line, "timestamp", "is required")
-        known = lists.setdefault(key, (user_id, time_us, {}))
-        if known[0] != user_id or known[1] != time_us:
-            _wrong(path, row.line, "impression_id", f"{key!r} was shown to another user or at another time above")
-        if item_id in known[2]:
-            _wrong(path, row.line, "item_id", f"{item_id!r} stands in impression {key!r} already")
-        known[2][item_id] = _checked(path, row, "clicked", _clicked)
-    if not lists:
-        raise BadRequest(f"{path} holds no impression")
-    return tuple(Impression(user, at, tuple(of), tuple(of.values())) for user, at, of in lists.values())
-
-
 def _item(path: Path, row: Row) -> Item:
     fields = item_fields(row.fields)
-    published = _checked(path, row, "published_at", _maybe_published_us)
+    published = checked(path, row, "published_at", _maybe_published_us)
     categories = fields.get("categories")
     if categories not in (None, "") and not isinstance(categories, list | tuple):
-        _wrong(path, row.line, "categories", f"must be texts separated by |, not {categories!r}")
+        wrong(path, row.line, "categories", f"must be texts separated by |, not {categories!r}")
     return Item(
-        _checked(path, row, "item_id", _item_id),
+        checked(path, row, "item_id", _item_id),
         _text(row.fields.get("title")),
         _text(row.fields.get("text")),
         tuple(str(each) for each in categories) if isinstance(categories, list | tuple) else (),
@@ -158,12 +129,12 @@ def _item(path: Path, row: Row) -> Item:
     )
 
 
-def _rows(path: Path, needed: Sequence[str]) -> Any:
+def rows_in(path: Path, needed: Sequence[str]) -> Any:
     """The readable rows; the first that is not, or a column that is not there, ends the reading."""
     first = True
     for row in rows_of(_file(path)):
         if isinstance(row, BadRow):
-            _wrong(path, row.line, None, row.detail)
+            wrong(path, row.line, None, row.detail)
         if first:
             _check_header(path, tuple(row.fields), needed)
             first = False
@@ -178,74 +149,81 @@ def _event_table(path: Path) -> pa.Table:
     meets a mistake, row by row up to it."""
     import pyarrow as pa
 
-    _file(path)
     try:
-        table = _parquet(path) if format_of(DataFile(path)) == "parquet" else _csv(path)
-        _check_header(path, table.column_names, EVENT_COLUMNS[:3])
-        return _checked_events(table)
-    except (_Suspect, pa.ArrowException, OSError) as error:
-        for row in _rows(path, EVENT_COLUMNS[:3]):
+        return _checked_events(read_table(path, EVENT_COLUMNS[:3], EVENT_COLUMNS[3:], ()))
+    except (Suspect, pa.ArrowException, OSError) as error:
+        for row in rows_in(path, EVENT_COLUMNS[:3]):
             _check_event(path, row)
         raise BadRequest(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def _csv(path: Path) -> pa.Table:
+def read_table(path: Path, needed: Sequence[str], more: Sequence[str], coded: Sequence[str]) -> pa.Table:
+    """The columns `needed`, and of `more` those that are there, of csv (as texts; those of `coded` as dictionaries) or
+    parquet. Raises BadRequest where one is missing, Suspect or pyarrow's errors where something else is wrong."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from pyarrow import csv
 
-    with path.open("rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
-    with pa.input_stream(str(path), compression="gzip" if zipped else None) as stream:
-        return csv.read_csv(
-            stream,
-            parse_options=csv.ParseOptions(newlines_in_values=True),
-            convert_options=csv.ConvertOptions(
-                column_types={name: pa.string() for name in EVENT_COLUMNS}, strings_can_be_null=False
-            ),
-        )
-
-
-def _parquet(path: Path) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    names = pq.read_schema(path).names
-    return pq.read_table(path, columns=[name for name in EVENT_COLUMNS if name in names] or names)
+    if format_of(_file(path)) == "parquet":
+        names = pq.read_schema(path).names
+        _check_header(path, names, needed)
+        table = pq.read_table(path, columns=[name for name in (*needed, *more) if name in names])
+    else:
+        with path.open("rb") as raw:
+            zipped = raw.read(2) == b"\x1f\x8b"
+        texts = {name: pa.string() for name in (*needed, *more)}
+        texts |= {name: pa.dictionary(pa.int32(), pa.string()) for name in coded}
+        with pa.input_stream(str(path), compression="gzip" if zipped else None) as stream:
+            table = csv.read_csv(
+                stream,
+                parse_options=csv.ParseOptions(newlines_in_values=True),
+                convert_options=csv.ConvertOptions(column_types=texts, strings_can_be_null=False),
+            )
+        _check_header(path, table.column_names, needed)
+    if len(set(table.column_names)) < len(table.column_names):
+        raise Suspect("two columns have one name")
+    return table.select([name for name in (*needed, *more) if name in table.column_names])
 
 
 def _checked_events(table: pa.Table) -> pa.Table:
     import pyarrow as pa
 
     if len(table) == 0:
-        raise _Suspect("it holds no event")
-    if len(set(table.column_names)) < len(table.column_names):
-        raise _Suspect("two columns have one name")
+        raise Suspect("it holds no event")
     size = len(table)
-    columns = {name: _ids(table[name], name) for name in ("user_id", "item_id")}
-    columns["occurred_us"] = pa.array(_times_us(table["timestamp"]))
+    columns = {name: ids_of(table[name], name) for name in ("user_id", "item_id")}
+    columns["occurred_us"] = pa.array(times_us(table["timestamp"]))
     if "kind" in table.column_names:
         columns["kind"] = _kinds(table["kind"])
     else:
         columns["kind"] = pa.DictionaryArray.from_arrays(np.zeros(size, dtype=np.int32), [DEFAULT_KIND])
-    columns["value"] = pa.array(_values(table["value"]) if "value" in table.column_names else np.full(size, np.nan))
+    columns["value"] = pa.array(numbers_of(table["value"]) if "value" in table.column_names else np.full(size, np.nan))
     return pa.table(columns)
 
 
-def _ids(column: pa.ChunkedArray, name: str) -> pa.DictionaryArray:
+def ids_of(column: pa.ChunkedArray, name: str) -> pa.DictionaryArray:
+    """A column of ids, checked and coded. Raises Suspect."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if pa.types.is_dictionary(column.type):
+        whole = column.unify_dictionaries().combine_chunks()
+        if whole.null_count:
+            raise Suspect(f"{name} is missing")
+        ids = ids_of(pa.chunked_array([whole.dictionary]), name)
+        return pa.DictionaryArray.from_arrays(ids.indices.take(whole.indices), ids.dictionary)
     if not pa.types.is_string(column.type):
         if pa.types.is_floating(column.type):
-            raise _Suspect(f"{name} is no text")
+            raise Suspect(f"{name} is no text")
         column = column.cast(pa.string())
     if column.null_count:
-        raise _Suspect(f"{name} is missing")
+        raise Suspect(f"{name} is missing")
     coded = pc.utf8_trim_whitespace(column).combine_chunks().dictionary_encode()
     for each in coded.dictionary.to_pylist():
         try:
             check_id(name, each)
         except WireError as error:
-            raise _Suspect(str(error)) from None
+            raise Suspect(str(error)) from None
     return coded
 
 
@@ -258,12 +236,13 @@ def _kinds(column: pa.ChunkedArray) -> pa.DictionaryArray:
     return pc.if_else(pc.equal(kinds, ""), DEFAULT_KIND, kinds).combine_chunks().dictionary_encode()
 
 
-def _times_us(column: pa.ChunkedArray) -> NDArray[np.int64]:
+def times_us(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """A column of timestamps. Raises Suspect."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if column.null_count:
-        raise _Suspect("timestamp is missing")
+        raise Suspect("timestamp is missing")
     if pa.types.is_timestamp(column.type):
         in_us = column.cast(pa.timestamp("us", column.type.tz), safe=False)
         return np.asarray(in_us.cast(pa.int64()).to_numpy(), dtype=np.int64)
@@ -271,16 +250,17 @@ def _times_us(column: pa.ChunkedArray) -> NDArray[np.int64]:
         column = pc.utf8_trim_whitespace(column)
     given = column.cast(pa.float64()).to_numpy()  # exact for whole seconds and ms; µs are below what is promised
     if not np.isfinite(given).all():
-        raise _Suspect("timestamp is no number")
+        raise Suspect("timestamp is no number")
     in_ms = np.abs(given) >= MS_FROM
     seconds = np.where(in_ms, given / 1000, given)
     if (np.abs(seconds) >= TIMES_MAX).any():
-        raise _Suspect("timestamp is out of range")
+        raise Suspect("timestamp is out of range")
     times_us: NDArray[np.int64] = np.rint(np.where(in_ms, given * US_PER_MS, given * US_PER_S)).astype(np.int64)
     return times_us
 
 
-def _values(column: pa.ChunkedArray) -> NDArray[np.float64]:
+def numbers_of(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """A column of numbers, NaN where there is none. Raises Suspect."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -290,19 +270,19 @@ def _values(column: pa.ChunkedArray) -> NDArray[np.float64]:
     missing = pc.is_null(column).to_numpy()
     given = np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
     if not np.isfinite(given[~missing]).all():
-        raise _Suspect("value is no finite number")
+        raise Suspect("it holds a number that is not finite")
     return np.where(missing, np.nan, given)
 
 
 def _check_event(path: Path, row: Row) -> None:
     """The same checks on one row, raised with its place."""
-    _checked(path, row, "user_id", _user_id)
-    _checked(path, row, "item_id", _item_id)
+    checked(path, row, "user_id", _user_id)
+    checked(path, row, "item_id", _item_id)
     if row.fields.get("timestamp") in (None, ""):
-        _wrong(path, row.line, "timestamp", "is required")
-    _checked(path, row, "timestamp", _maybe_time_us)
+        wrong(path, row.line, "timestamp", "is required")
+    checked(path, row, "timestamp", maybe_time_us)
     if row.fields.get("value") not in (None, ""):
-        _checked(path, row, "value", lambda fields: number_of(fields["value"]))
+        checked(path, row, "value", lambda fields: number_of(fields["value"]))
 
 
 def _columns(table: pa.Table, more_users: Sequence[str], more_items: Sequence[str], rules: KindRules) -> EventColumns:
@@ -345,21 +325,12 @@ def _check_header(path: Path, names: Sequence[str], needed: Sequence[str]) -> No
             raise BadRequest(f"{path}, line 1: there is no column {name}; there are {', '.join(names)}")
 
 
-def _checked(path: Path, row: Row, column: str, read: Callable[[Fields], T]) -> T:
+def checked(path: Path, row: Row, column: str, read: Callable[[Fields], T]) -> T:
+    """What is read of a row; what is wrong with it is raised with its place."""
     try:
         return read(row.fields)
     except WireError as error:
-        _wrong(path, row.line, column, error.detail)
-
-
-def _clicked(fields: Fields) -> bool:
-    given = fields.get("clicked")
-    text = str(given).strip().lower()
-    if text in ("1", "true", "1.0"):
-        return True
-    if text in ("0", "false", "0.0"):
-        return False
-    raise WireError("bad_clicked", f"must be 1 or 0, not {given!r}")
+        wrong(path, row.line, column, error.detail)
 
 
 def _user_id(fields: Fields) -> str:
@@ -370,7 +341,7 @@ def _item_id(fields: Fields) -> str:
     return id_text(fields, "item_id")
 
 
-def _maybe_time_us(fields: Mapping[str, object]) -> Any:
+def maybe_time_us(fields: Mapping[str, object]) -> Any:
     """The timestamp in µs; None where there is none. A text must be a number."""
     given = fields.get("timestamp")
     if given in (None, ""):
@@ -394,6 +365,7 @@ def _text(given: object) -> str:
     return "" if given is None else str(given).strip()
 
 
-def _wrong(path: Path, line: int, column: str | None, what: str) -> NoReturn:
+def wrong(path: Path, line: int, column: str | None, what: str) -> NoReturn:
+    """Raises BadRequest that names the place."""
     place = f"{path}, line {line}" + (f", column {column}" if column else "")
     raise BadRequest(f"{place}: {what}")

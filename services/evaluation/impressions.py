@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import compress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,172 +12,228 @@ from numpy.typing import NDArray
 from models.batches import Progress
 from services.candidates.sources import GivenSource
 from services.domain import BadRequest, KindRules
-from services.evaluation.baselines import Ranker, Scores
+from services.evaluation.among import scores_shown
+from services.evaluation.baselines import Scores
 from services.evaluation.cases import COLD_USER_EVENTS, Cases, Histories
 from services.evaluation.clicks import DEPTHS, Flags, over_rows, per_list
-from services.evaluation.files import Data, Impression, read_data
-from services.evaluation.intervals import Resampled, mean_over_seeds, resampled
+from services.evaluation.files import Data, read_data
+from services.evaluation.intervals import Interval, Resampled, mean_over_seeds, resampled
+from services.evaluation.learned import answers_among, check_before, split, useful, with_clicks
 from services.evaluation.measures import PerCase
-from services.evaluation.run import BASELINES, TRAINED, Line, Means, Report, Wanted, check
+from services.evaluation.run import BASELINES, Line, Means, Report, Wanted, check
+from services.evaluation.shown import ShownLists, joined_ids, read_shown
 from services.evaluation.tuning import choices_of, tuned
+from services.evaluation.value import value_of, weights_of_choice
+from services.training.columns import EventColumns
+from services.training.served import learned_from
 
-SCORED_AT_ONCE = 256
 AMONG_MAX = GivenSource().limit
-OF_CHANCES = ("pipeline",)
-"""Models whose score is the chance of a click."""
+ScoresOf = Callable[[ShownLists], Scores]
+"""Scores what some lists show; list n is asked for as case n is."""
+ARMS_MAX = 1000
+"""A choice among all that a log shows is worked out where it shows at most so many different items."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What was read: the judged lists, those to learn from (None: there are none), and what there is to say of them."""
+
+    data: Data
+    judged: ShownLists
+    learned: ShownLists | None
+    told: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """What one model made of the lists, per seed: the scores of what was shown [M], and the item (code) that it would
+    have chosen among all that the log shows [R], where propensities are known. `chances`: the scores are chances."""
+
+    shown: list[Scores]
+    chosen: list[NDArray[np.int64]]
+    chances: bool = False
+
+    def add(self, scores_of: ScoresOf, lists: ShownLists, arms: NDArray[np.int64] | None) -> None:
+        """One more seed."""
+        self.shown.append(scores_of(lists))
+        if arms is not None:
+            found = scores_of(_of_arms(lists, arms))
+            self.chosen.append(arms[found.reshape(len(lists), len(arms)).argmax(axis=1)])
 
 
 def evaluate_impressions(wanted: Wanted, rules: KindRules, means: Means, progress: Progress) -> Report:
     """What each model makes of the lists. Raises BadRequest where the files make no sense or no list has a click."""
     check(wanted)
     progress(0, 1, "reading")
-    data = read_data(wanted.events, wanted.items, None, rules, wanted.impressions)
+    read = _read(wanted, rules)
     progress(1, 1, "reading")
-    if not any(any(each.clicked) for each in data.impressions):
-        raise BadRequest(f"{wanted.impressions}: no impression has a click")
-    if "pipeline" in wanted.models and any(len(each.item_ids) > AMONG_MAX for each in data.impressions):
-        raise BadRequest(f"{wanted.impressions}: the pipeline scores lists of at most {AMONG_MAX} items")
-    cases, shown = cases_of(data)
+    cases = cases_of(read.data.events, read.judged)
+    arms = _arms(read.judged)
     settings: dict[str, str] = {}
-    scored: dict[str, list[list[Scores]]] = {}
+    scored: dict[str, _Scored] = {}
     for model in wanted.models:
         name, _, given = model.partition(":")
         if name in BASELINES:
             found = tuned(cases, choices_of(name, given or None), "targets", progress, f"tuning {name}")
             settings[model] = found.setting
-            scored[model] = [_scores(found.ranker, cases, shown, progress, f"scoring by {model}")]
-    learned = [model for model in wanted.models if model in TRAINED]
-    if learned:
-        from services.evaluation.trained import Trainer
-
-        trainer = Trainer(data.items, cases, means, progress)
-        lists = [each.item_ids for each in data.impressions]
-        for seed in range(1, wanted.seeds + 1):
-            release = trainer.fitted(seed)
-            for model in learned:
-                text = f"scoring by {model} {seed}"
-                made = (
-                    _scores(trainer.tower(release), cases, shown, progress, text)
-                    if model == "tower"
-                    else trainer.scores_among(release, lists, text)
-                )
-                scored.setdefault(model, []).append(made)
-                settings[model] = means.told(seed)
-    ordered = {model: scored[model] for model in wanted.models}
-    against, lines = _lines(wanted, cases, data.impressions, ordered)
-    return Report(wanted, _facts(data, cases), settings, against, lines)
+            by = partial(scores_shown, found.ranker, cases, progress=progress, text=f"scoring by {model}")
+            scored[model] = _Scored([], [])
+            scored[model].add(by, read.judged, arms)
+    for model, scores_of, chances, setting in _by_trained(wanted, read, cases, means, progress):
+        scored.setdefault(model, _Scored([], [], chances)).add(scores_of, read.judged, arms)
+        settings[model] = f"{setting}, seeds 1 to {len(scored[model].shown)}" if model == "news" else setting
+    against, lines = _lines(wanted, cases, read.judged, {model: scored[model] for model in wanted.models})
+    return Report(wanted, _facts(read, cases), settings, against, lines)
 
 
-def cases_of(data: Data) -> tuple[Cases, list[NDArray[np.int64]]]:
-    """A case per impression, which knows its user's events before it, and the codes of its items. Every event of the
-    events file may be learned from. (A case's target is its first item; nothing reads it.)"""
-    events = data.events
-    user_code = {user_id: code for code, user_id in enumerate(events.user_ids)}
-    item_code = {item_id: code for code, item_id in enumerate(events.item_ids)}
+def cases_of(events: EventColumns, lists: ShownLists) -> Cases:
+    """A case per list, which knows its user's events before it. Every one of the events may be learned from. (A case's
+    target is its first item; nothing reads it.)"""
     if not events.positive.any():
         raise BadRequest("no event that may be learned from is positive")
-    shown = [np.array([item_code[i] for i in each.item_ids], dtype=np.int64) for each in data.impressions]
-    users = np.array([user_code[each.user_id] for each in data.impressions], dtype=np.int64)
-    until_us = np.array([each.time_us for each in data.impressions], dtype=np.int64)
     histories = Histories(events)
-    pairs = zip(users.tolist(), until_us.tolist(), strict=True)
+    pairs = zip(lists.users.tolist(), lists.time_us.tolist(), strict=True)
     history = np.array([len(histories.before(user, until)) for user, until in pairs], dtype=np.int64)
-    first = np.array([each[0] for each in shown], dtype=np.int64)
-    return Cases(events, users, first, until_us, history, np.ones(len(users), dtype=np.bool_), "keep"), shown
+    first = lists.items[lists.offsets[:-1]]
+    return Cases(events, lists.users, first, lists.time_us, history, np.ones(len(lists), dtype=np.bool_), "keep")
 
 
-def _scores(
-    ranker: Ranker, cases: Cases, shown: Sequence[NDArray[np.int64]], progress: Progress, text: str
-) -> list[Scores]:
-    found: list[Scores] = [np.zeros(0)] * len(cases)
-    by_time = np.argsort(cases.until_us, kind="stable")
-    for start in range(0, len(cases), SCORED_AT_ONCE):
-        some = by_time[start : start + SCORED_AT_ONCE]
-        for row, case in zip(ranker.scores(cases, some), some.tolist(), strict=True):
-            found[case] = np.maximum(row[shown[case]], -1e12)  # what may not be shown was: it comes last
-        progress(start + len(some), len(cases), text)
-    return found
+def _read(wanted: Wanted, rules: KindRules) -> _Read:
+    assert wanted.impressions is not None, "no lists to judge"
+    judged = read_shown(wanted.impressions)
+    learned = None if wanted.learn_from is None else read_shown(wanted.learn_from)
+    users, items = joined_ids([judged] if learned is None else [judged, learned])
+    data = read_data(wanted.events, wanted.items, None, rules, users, items)
+    events, told = data.events, {}
+    judged = judged.coded(events)
+    if learned is not None and wanted.learn_from is not None:
+        learned = learned.coded(events)
+        check_before(wanted.learn_from, learned, judged)
+    if wanted.cut is not None:
+        learned, judged, events = split(judged, events, wanted.cut)
+    if not judged.clicked.any():
+        raise BadRequest(f"{wanted.impressions}: no impression has a click")
+    if "pipeline" in wanted.models and int(judged.sizes.max()) > AMONG_MAX:
+        raise BadRequest(f"{wanted.impressions}: the pipeline scores lists of at most {AMONG_MAX} items")
+    told["events"] = f"{len(events):,}, all of them learned from"
+    if learned is not None:
+        some = useful(learned)
+        told["lists to learn from"] = f"{len(learned):,} with {len(learned.items):,} items, {len(some):,} of use"
+        events, more = with_clicks(events, learned, rules)
+        told["lists to learn from"] += f"; {more:,} of their clicks were no events yet"
+        learned = some if len(some) else None
+    answers = answers_among(events, judged)
+    if answers:
+        told["judged clicks among the events"] = f"{answers:,}: they are learned from, too; --cut or fewer events help"
+    return _Read(Data(events, data.items, ()), judged, learned, told)
+
+
+# ------------------------------------------------------------------------------------------------- scoring
+
+
+def _by_trained(
+    wanted: Wanted, read: _Read, cases: Cases, means: Means, progress: Progress
+) -> Iterator[tuple[str, ScoresOf, bool, str]]:
+    """Seed by seed how each trained model scores, whether these are chances of a click, and how it was set."""
+    models = [model for model in wanted.models if model.partition(":")[0] not in BASELINES]
+    if not models:
+        return
+    from services.evaluation.trained import Trainer
+
+    trainer = Trainer(read.data.items, cases, means, progress, read.learned)
+    if "news" in models:
+        from services.evaluation.news import News
+
+        lists = (read.judged, read.learned)
+        news = News(cases.train, read.data.items, lists, means, trainer.vectors_of, progress)
+    for seed in range(1, wanted.seeds + 1):
+        if "news" in models:
+            fitted = news.fitted(seed)
+            yield "news", partial(news.scores, fitted.model), news.shown, news.setting
+        if "tower" in models or "pipeline" in models:
+            release = trainer.fitted(seed)
+        if "tower" in models:
+            yield (
+                "tower",
+                partial(trainer.tower_among, release, text=f"scoring by tower {seed}"),
+                False,
+                means.told(seed),
+            )
+        if "pipeline" in models:
+            told = learned_from(release.manifest.notes)
+            scores_of = partial(trainer.scores_among, release, text=f"scoring by pipeline {seed}")
+            yield "pipeline", scores_of, True, f"{means.told(seed)}. {told}"
+
+
+def _arms(lists: ShownLists) -> NDArray[np.int64] | None:
+    """All items that a log with propensities shows, where there are few enough to choose among."""
+    if np.isnan(lists.propensity).any():
+        return None
+    arms = np.unique(lists.items)
+    return arms if len(arms) <= ARMS_MAX else None
+
+
+def _of_arms(lists: ShownLists, arms: NDArray[np.int64]) -> ShownLists:
+    """The same requests, as if each had shown everything."""
+    count = len(lists) * len(arms)
+    return ShownLists(
+        lists.user_ids, lists.item_ids, lists.users, lists.time_us, np.arange(0, count + 1, len(arms)),
+        np.tile(arms, len(lists)), np.zeros(count, dtype=np.bool_), np.zeros(count, dtype=np.int16),
+        np.full(count, np.nan, dtype=np.float32),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- measuring
 
 
 def _lines(
-    wanted: Wanted, cases: Cases, impressions: Sequence[Impression], scored: Mapping[str, Sequence[Sequence[Scores]]]
+    wanted: Wanted, cases: Cases, lists: ShownLists, scored: Mapping[str, _Scored]
 ) -> tuple[str | None, tuple[Line, ...]]:
     """Who the others are compared with (the baseline with the best NDCG if nobody is named), and all numbers."""
     cold = cases.history < COLD_USER_EVENTS
     parts = {"all": np.ones(len(cases), dtype=np.bool_), "warm users": ~cold, "cold users": cold}
-    has_click = np.array([any(each.clicked) for each in impressions])
-    parts = {part: mask for part, mask in parts.items() if (mask & has_click).any()}
+    parts = {part: mask for part, mask in parts.items() if (mask & (lists.clicks > 0)).any()}
+    rows = {part: mask[lists.owners] for part, mask in parts.items()}
+    if (fresh := fresh_rows(cases.train, lists)) is not None:
+        rows["new items"] = fresh
+        parts["new items"] = np.bincount(lists.owners[fresh], minlength=len(lists)) > 0
     found = {
-        part: {model: _measured(model, seeds, impressions, mask) for model, seeds in scored.items()}
-        for part, mask in parts.items()
+        part: {model: _measured(made, lists, some) for model, made in scored.items()} for part, some in rows.items()
     }
-    if (fresh := _fresh_rows(cases, impressions)) is not None:
-        parts["new items"], reduced = fresh.lists, fresh.of(impressions)
-        found["new items"] = {
-            model: _measured(model, [fresh.scores(made) for made in seeds], reduced, fresh.lists)
-            for model, seeds in scored.items()
-        }
     named = [model for model in scored if model.partition(":")[0] in BASELINES]
-    last = f"ndcg@{DEPTHS[-1]}" if any(sum(each.clicked) and len(each.clicked) > 1 for each in impressions) else "auc"
+    last = f"ndcg@{DEPTHS[-1]}" if ((lists.clicks > 0) & (lists.sizes > 1)).any() else "auc"
     against = wanted.against or max(named, key=lambda model: found["all"][model][last].value, default=None)
     lines: list[Line] = []
-    for model, seeds in scored.items():
+    for model, made in scored.items():
         for part, mask in parts.items():
             users, own = len(np.unique(cases.users[mask])), found[part][model]
             told = {name: each.interval() for name, each in own.items()}
             if against is not None and model != against:
                 other = found[part][against]
                 told |= {f"{name} - {against}": own[name].less(other[name]) for name in own if name in other}
-            lines += [Line(model, part, n, i.value, i.low, i.high, len(seeds), users) for n, i in told.items()]
+            if part == "all":
+                told |= _worth(lists, made)
+            lines += [Line(model, part, n, i.value, i.low, i.high, len(made.shown), users) for n, i in told.items()]
     return against, tuple(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class _FreshRows:
-    """The shown items that nobody had taken: `rows` says which ones of each list, `lists` which lists have one."""
-
-    rows: tuple[Flags, ...]
-    lists: Flags
-
-    def of(self, impressions: Sequence[Impression]) -> list[Impression]:
-        """The lists with these items alone."""
-        return [
-            replace(
-                each,
-                item_ids=tuple(compress(each.item_ids, kept.tolist())),
-                clicked=tuple(compress(each.clicked, kept.tolist())),
-            )
-            for each, kept in zip(impressions, self.rows, strict=True)
-        ]
-
-    def scores(self, made: Sequence[Scores]) -> list[Scores]:
-        """The scores of these items alone."""
-        return [scores[kept] for scores, kept in zip(made, self.rows, strict=True)]
+def fresh_rows(events: EventColumns, lists: ShownLists) -> Flags | None:
+    """The shown items that nobody had taken; None where none of them was clicked. bool [M]"""
+    liked = np.zeros(len(events.item_ids), dtype=np.bool_)
+    liked[events.item_codes[events.positive]] = True
+    fresh: Flags = ~liked[lists.items]
+    return fresh if (fresh & lists.clicked).any() else None
 
 
-def _fresh_rows(cases: Cases, impressions: Sequence[Impression]) -> _FreshRows | None:
-    """None where no such item was clicked."""
-    events = cases.train
-    liked = {events.item_ids[code] for code in np.unique(events.item_codes[events.positive]).tolist()}
-    rows = tuple(np.array([item_id not in liked for item_id in each.item_ids]) for each in impressions)
-    clicked = any((np.array(each.clicked) & kept).any() for each, kept in zip(impressions, rows, strict=True))
-    return _FreshRows(rows, np.array([kept.any() for kept in rows])) if clicked else None
-
-
-def _measured(
-    model: str, seeds: Sequence[Sequence[Scores]], impressions: Sequence[Impression], mask: Flags
-) -> dict[str, Resampled]:
-    """Every metric of one model on some of the lists, averaged over the seeds."""
-    chosen = np.flatnonzero(mask).tolist()
-    clicked = np.concatenate([np.array(impressions[n].clicked, dtype=np.bool_) for n in chosen])
-    offsets = np.concatenate([[0], np.cumsum([len(impressions[n].clicked) for n in chosen])]).astype(np.int64)
+def _measured(model: _Scored, lists: ShownLists, rows: Flags) -> dict[str, Resampled]:
+    """Every metric of one model on some of the shown items, averaged over the seeds."""
+    some = lists.keep(rows)
     by_list: list[dict[str, PerCase]] = []
     by_row: list[dict[str, Resampled]] = []
-    for made in seeds:
-        scores = np.concatenate([made[n] for n in chosen])
-        chances = scores if model in OF_CHANCES else None
-        by_list.append(per_list(scores, clicked, offsets))
-        by_row.append(over_rows(scores, chances, clicked, offsets))
+    for made in model.shown:
+        scores = made[rows]
+        by_list.append(per_list(scores, some.clicked, some.offsets))
+        by_row.append(over_rows(scores, scores if model.chances else None, some.clicked, some.offsets))
     names = list(by_list[0])
     means = resampled([mean_over_seeds([each[name] for each in by_list]) for name in names]) if names else []
     whole = {name: _over_seeds([each[name] for each in by_row]) for name in by_row[0]}
@@ -189,23 +244,22 @@ def _over_seeds(seeds: Sequence[Resampled]) -> Resampled:
     return Resampled(float(np.mean([each.value for each in seeds])), np.mean([each.means for each in seeds], axis=0))
 
 
-def _facts(data: Data, cases: Cases) -> dict[str, str]:
-    rows = sum(len(each.item_ids) for each in data.impressions)
-    clicks = sum(sum(each.clicked) for each in data.impressions)
+def _worth(lists: ShownLists, made: _Scored) -> dict[str, Interval]:
+    """The clicks per row that a policy showing the model's choice would have had; nothing without propensities."""
+    if not made.chosen:
+        return {}
+    weights = [weights_of_choice(chosen[lists.owners], lists.items, lists.propensity) for chosen in made.chosen]
+    value = value_of(np.mean(weights, axis=0), lists.clicked, lists.owners)  # of a policy that picks a seed by lot
+    size = value.effective
+    return {"ips": value.ips, "snips": value.snips, "effective rows": Interval(size, size, size)}
+
+
+def _facts(read: _Read, cases: Cases) -> dict[str, str]:
+    lists = read.judged
     return {
-        "test_set": lists_hash(data.impressions),
-        "events": f"{len(data.events):,}, all of them learned from",
-        "users": f"{len(data.events.user_ids):,}",
-        "impressions": f"{len(data.impressions):,} with {rows:,} items and {clicks:,} clicks; "
+        "test_set": lists.hash(),
+        **read.told,
+        "users": f"{len(read.data.events.user_ids):,}",
+        "impressions": f"{len(lists):,} with {len(lists.items):,} items and {int(lists.clicked.sum()):,} clicks; "
         f"{int((cases.history > 0).sum()):,} of users with a history",
     }
-
-
-def lists_hash(impressions: Sequence[Impression]) -> str:
-    """SHA-256 of the lists: a line `user, moment, item, clicked` per row, in the order of these lines."""
-    lines = sorted(
-        f"{each.user_id}\t{each.time_us}\t{item_id}\t{int(clicked)}"
-        for each in impressions
-        for item_id, clicked in zip(each.item_ids, each.clicked, strict=True)
-    )
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()

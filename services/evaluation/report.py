@@ -46,7 +46,7 @@ def overview(report: Report, k: int, part: str) -> tuple[Row, list[Row]]:
     named = [f"hr@{k}", f"ndcg@{k}", f"ndcg-debiased@{k}", "mrr", f"coverage@{k}", f"gini@{k}", f"ild@{k}",
              f"entropy@{k}"]  # fmt: skip
     if report.wanted.impressions:
-        named = ["auc", "gauc", "mrr", "ndcg@5", "ndcg@10", "ece", "pcoc", "brier", "f1"]
+        named = ["auc", "gauc", "mrr", "ndcg@5", "ndcg@10", "ece", "pcoc", "brier", "f1", "snips"]
     shown = [name for name in named if any(name == metric for _, metric in found)]
     short = {f"ndcg-debiased@{k}": "debiased", f"coverage@{k}": "cover", f"gini@{k}": "gini",
              f"ild@{k}": "ild", f"entropy@{k}": "entropy"}  # fmt: skip

@@ -27,9 +27,12 @@ from services.evaluation.variants import Variant
 
 if TYPE_CHECKING:
     from models.config import BlockName, Effort, ModelConfig, Size
+    from models.news import NewsConfig
     from services.training.evaluate import StagesFor
 
 TRAINED = ("tower", "pipeline")
+OF_LISTS = ("news",)
+"""Trained models that score shown lists only."""
 BASELINES = ("popularity", "trending", "itemknn", "ease", "last-click")
 AT = (10, 20, 200)
 SEEDS = 3
@@ -58,6 +61,7 @@ class Wanted:
     features: Features | None = None
     retrain: Retrain | None = None
     variants: tuple[Variant, ...] = ()
+    learn_from: Path | None = None
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -80,6 +84,7 @@ class Means:
     block: BlockName = "ligr"
     size: Size | None = None
     open_encoder: Callable[[str], TextEncoder] = open_encoder
+    news: NewsConfig | None = None
 
     def told(self, seeds: int) -> str:
         """How models are trained, for people."""
@@ -166,14 +171,7 @@ def _named(wanted: Wanted, among: Sequence[str]) -> list[str]:
 
 def check(wanted: Wanted) -> None:
     """Raises BadRequest where the choices do not fit together; before any file is read."""
-    for model in wanted.models:
-        name, colon, given = model.partition(":")
-        if name not in TRAINED and name not in BASELINES:
-            raise BadRequest(f"there is no model {name!r}; there are {', '.join((*TRAINED, *BASELINES))}")
-        if colon and name in TRAINED:
-            raise BadRequest(f"{model}: only a baseline has a setting behind a colon")
-        if colon:
-            choices_of(name, given)
+    _check_models(wanted)
     if len(set(wanted.models)) < len(wanted.models) or not wanted.models:
         raise BadRequest(f"--models names each model once, not {', '.join(wanted.models) or 'none'}")
     if wanted.variants and wanted.protocol == "replay":
@@ -185,7 +183,11 @@ def check(wanted: Wanted) -> None:
     if wanted.against is not None and wanted.against not in wanted.models:
         raise BadRequest(f"--against {wanted.against} is none of --models")
     if wanted.impressions is not None:
+        if wanted.learn_from is not None and wanted.cut is not None:
+            raise BadRequest("--learn-from FILE and --cut both say which lists are learned from: give one of them")
         return
+    if wanted.learn_from is not None:
+        raise BadRequest("--learn-from FILE goes with --impressions FILE only")
     if (wanted.protocol == "targets") != (wanted.targets is not None):
         raise BadRequest("--targets FILE goes with --protocol targets, and only with it")
     if wanted.cut is not None and wanted.protocol not in ("temporal", "replay"):
@@ -193,6 +195,19 @@ def check(wanted: Wanted) -> None:
     for option, chosen in (("--features", wanted.features), ("--retrain", wanted.retrain)):
         if chosen is not None and wanted.protocol != "replay":
             raise BadRequest(f"{option} goes with --protocol replay only")
+
+
+def _check_models(wanted: Wanted) -> None:
+    for model in wanted.models:
+        name, colon, given = model.partition(":")
+        if name not in TRAINED + OF_LISTS + BASELINES:
+            raise BadRequest(f"there is no model {name!r}; there are {', '.join((*TRAINED, *OF_LISTS, *BASELINES))}")
+        if name in OF_LISTS and wanted.impressions is None:
+            raise BadRequest(f"the model {name} scores shown lists: it goes with --impressions FILE")
+        if colon and name not in BASELINES:
+            raise BadRequest(f"{model}: only a baseline has a setting behind a colon")
+        if colon:
+            choices_of(name, given)
 
 
 def cases_of(wanted: Wanted, data: Data) -> Cases:

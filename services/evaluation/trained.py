@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,24 +21,26 @@ from services.evaluation.baselines import Ranker, Scores
 from services.evaluation.cases import Cases
 from services.evaluation.files import Item
 from services.evaluation.knowledge import interaction_at
+from services.evaluation.learned import ServedByFile
 from services.evaluation.ranking import NOBODY, Board, Ranked
 from services.evaluation.reasons import Measured, joined, query_of, sampled_cases
+from services.evaluation.shown import ShownLists
 from services.evaluation.variants import PIPELINE, Variant
 from services.features.fold import fold
 from services.item_parts import CardPart, CovisitsPart, ItemChanged, StatsPart, VectorPart
 from services.items import ItemTable
-from services.memory import MemoryFeatureStore
 from services.ports import FeatureStore
 from services.recommend import recommend
 from services.training.columns import EventColumns
-from services.training.cutoff import covisits
+from services.training.cutoff import FrozenRows, covisits
 from services.training.drift import FOREVER_DAYS
 from services.training.examples import corpus_of
 from services.training.faithfulness import faithfulness
 from services.training.gate import Slice
 from services.training.history import EventsHistory
 from services.training.parts import Choices, Examples, ReleaseParts, Sources, config_for
-from services.training.plans import Plan, last_events, newest_rounds
+from services.training.plans import REQUESTS_MAX, Plan, last_events, newest_rounds
+from services.training.served import ServedLists, ServedRules, nothing_served
 
 if TYPE_CHECKING:
     from models.config import ModelConfig
@@ -58,7 +61,10 @@ UNKNOWN = -1e9
 class Trainer:
     """Trains releases on the training events of some cases and ranks the cases by them."""
 
-    def __init__(self, items: Sequence[Item], cases: Cases, means: Means, progress: Progress) -> None:
+    def __init__(
+        self, items: Sequence[Item], cases: Cases, means: Means, progress: Progress, learned: ShownLists | None = None
+    ) -> None:
+        """`learned`: lists that the reranker may learn from."""
         self._cases = cases
         self._means = means
         self._progress = progress
@@ -66,9 +72,9 @@ class Trainer:
         self._config = means.model or _config(cases, self._plan, means)
         length = max(HISTORY_MAX, self._config.history)
         self._history = EventsHistory(cases.train, length)
+        self._learned = learned
         self._known = _Known(items, cases, means, self._history, progress)
-        rows = {str(n): _row(cases, n, each, length) for n, each in enumerate(_of_users(cases))}
-        self._features = MemoryFeatureStore(rows)
+        self._features = _CaseRows(cases, length)
         self.reasons: list[Measured] = []
         """How far reasons can be trusted, of each seed whose pipeline was ranked."""
 
@@ -91,18 +97,35 @@ class Trainer:
         """The tower of a release as a ranker of the whole catalogue."""
         return _Tower(release, self._known, self._features)
 
-    def scores_among(self, release: ModelRelease, shown: Sequence[Sequence[str]], text: str) -> list[Scores]:
-        """What the pipeline scores the items of each case's own list, in the order of that list."""
-        found: list[Scores] = [np.zeros(0)] * len(self._cases)
+    def tower_among(self, release: ModelRelease, lists: ShownLists, text: str) -> Scores:
+        """What the tower scores the items of each case's own list, in their order. float64 [M]"""
+        tower, found = _Tower(release, self._known, self._features), np.zeros(len(lists.items))
+        for done, case in enumerate(np.argsort(self._cases.until_us, kind="stable").tolist()):
+            shown = slice(lists.offsets[case], lists.offsets[case + 1])
+            found[shown] = tower.among(self._cases, case, lists.items[shown])
+            if done % 1000 == 0:
+                self._progress(done, len(self._cases), text)
+        return np.maximum(found, UNKNOWN)
+
+    def vectors_of(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The text vectors of some of the items' texts, by the encoder that all items were embedded by."""
+        return self._known.embedded.of(texts)
+
+    def scores_among(self, release: ModelRelease, lists: ShownLists, text: str) -> Scores:
+        """What the pipeline scores the items of each case's own list (the chance of a click), in their order; 0 where
+        it would not show an item. float64 [M]"""
+        found = np.zeros(len(lists.items))
+        ids = lists.item_ids
         done = 0
         for moment, some in self._known.moments():
             stages = self._means.stages_for(release, self._known.at(moment), self._features)
             for case in some.tolist():
                 asked_at = from_us(int(self._cases.until_us[case]))
-                among = tuple(shown[case])
+                shown = slice(lists.offsets[case], lists.offsets[case + 1])
+                among = tuple(ids[code] for code in lists.items[shown].tolist())
                 query = Query(f"case-{case}", str(case), len(among), asked_at, among=among, seen="keep", record=False)
                 by_item = {pick.item_id: pick.score for pick in recommend(query, stages).items}
-                found[case] = np.array([by_item[item_id] for item_id in among])
+                found[shown] = [by_item.get(item_id, 0.0) for item_id in among]
             done += len(some)
             self._progress(done, len(self._cases), text)
         return found
@@ -110,10 +133,11 @@ class Trainer:
     def fitted(self, seed: int) -> ModelRelease:
         """A release trained with a seed; nothing is saved."""
         known = self._known
+        served = nothing_served if self._learned is None else ServedByFile(self._learned, self._history, seed)
         items = known.at(known.end_us)
         means = replace(self._means, model=self._config)
         return fitted_release(
-            self._cases.train, self._history, items, known.end_us, means, seed, self._progress, self._plan
+            self._cases.train, self._history, items, known.end_us, means, seed, self._progress, self._plan, served
         )  # fmt: skip
 
     def _reasons(self, release: ModelRelease, seed: int) -> Measured:
@@ -147,7 +171,7 @@ class Trainer:
         return Ranked(places, lists)
 
 
-def fitted_release(
+def fitted_release(  # noqa: PLR0913
     train: EventColumns,
     history: EventsHistory,
     items: ItemTable,
@@ -156,13 +180,14 @@ def fitted_release(
     seed: int,
     progress: Progress,
     plan: Plan = newest_rounds,
+    served: Callable[[int, int, ServedRules], ServedLists] = nothing_served,
 ) -> ModelRelease:
     """A release trained with a seed on the events before a cut, as a training run fits one; nothing is saved."""
-    sources = Sources(lambda _: train, history, lambda *_: items, means.stages_for, _nothing)
+    sources = Sources(lambda _: train, history, lambda *_: items, means.stages_for, _nothing, served)
     model = means.model or config_for(train, means.effort, seed, means.block, means.size)
     choices = Choices(
         means.effort, seed, Path(), means.text_encoder, means.device, means.threads, cut_us=cut_us,
-        model=replace(model, seed=seed), plan=plan,
+        model=replace(model, seed=seed), plan=plan, served=ServedRules(lists_max=REQUESTS_MAX[means.effort]),
     )  # fmt: skip
     nobody = np.zeros(0, dtype=np.int64)
     judged = Slice(cut_us, cut_us, nobody, nobody, np.zeros(0, dtype=np.bool_))
@@ -187,7 +212,7 @@ class _Known:
         codes, first = np.unique(cases.train.item_codes, return_index=True)
         times = cases.train.occurred_us[first].tolist()
         self._first_us = {cases.train.item_ids[c]: us for c, us in zip(codes.tolist(), times, strict=True)}
-        self._vectors = embedded(items, means, progress)
+        self.embedded = _Embedded(items, means, progress)
         self._last: tuple[int, ItemTable] | None = None
 
     def at(self, moment_us: int) -> ItemTable:
@@ -206,7 +231,7 @@ class _Known:
     def _table(self, moment_us: int) -> ItemTable:
         table = ItemTable()
         ids = self._cases.train.item_ids
-        by_id = {item.item_id: item for item in self._items}
+        by_id, vectors = {item.item_id: item for item in self._items}, self.embedded.by_id
         counts, stamps = self._history.items_at(ids, np.full(len(ids), moment_us, dtype=np.int64))
         for place, item_id in enumerate(ids):
             item = by_id.get(item_id)
@@ -215,7 +240,7 @@ class _Known:
                 first_us = self._first_us.get(item_id, moment_us)
                 created_us = first_us if first_us < moment_us else 0
                 parts.append(CardPart(item.title, list(item.categories), True, False, item.published_us, 0, created_us))
-                parts += [self._vectors[item_id]] if item_id in self._vectors else []
+                parts += [vectors[item_id]] if item_id in vectors else []
             elif self._first_us.get(item_id, moment_us) >= moment_us:
                 continue  # nobody has heard of it yet
             parts.append(StatsPart(counts[place].tolist(), int(stamps[place])))
@@ -246,6 +271,17 @@ class _Tower:
             found[row, ~table.servable(cases.train.item_ids, until_us)] = -np.inf
         return found
 
+    def among(self, cases: Cases, case: int, codes: NDArray[np.int64]) -> Scores:
+        """The scores of some items for one case."""
+        until_us, item_ids = int(cases.until_us[case]), cases.train.item_ids
+        table, vectors, matrix = self._at_moment(until_us, item_ids)
+        query = Query(f"case-{case}", str(case), 1, from_us(until_us), record=False)
+        user_vector = vectors.reading(query, self._features.read(str(case))).user_vector
+        some = matrix[codes]
+        found = np.where(some.any(axis=1), some @ user_vector, UNKNOWN).astype(np.float64)
+        found[~table.servable([item_ids[code] for code in codes.tolist()], until_us)] = -np.inf
+        return found
+
     def _at_moment(self, until_us: int, item_ids: Sequence[str]) -> tuple[ItemTable, ItemVectors, NDArray[np.float32]]:
         moment = int(self._starts[np.searchsorted(self._starts, until_us, side="right") - 1])
         if self._at is None or self._at[0] != moment:
@@ -273,7 +309,7 @@ def _config(cases: Cases, plan: Plan, means: Means) -> ModelConfig:
 def embedded(items: Sequence[Item], means: Means, progress: Progress) -> dict[str, VectorPart]:
     """The text vectors of the items that have a text."""
     encoder = means.open_encoder(means.text_encoder)
-    texts = {item.item_id: card_text(ItemCard(item.item_id, item.title, item.text, item.categories)) for item in items}
+    texts = {item.item_id: _text_of(item) for item in items}
     item_ids = [item_id for item_id, text in texts.items() if text]
     found: dict[str, VectorPart] = {}
     step = 16 * means.text_batch_max
@@ -284,6 +320,53 @@ def embedded(items: Sequence[Item], means: Means, progress: Progress) -> dict[st
         found |= dict(zip(some, parts, strict=True))
         progress(len(found), len(item_ids), "embedding texts")
     return found
+
+
+class _Embedded:
+    """The text vectors of some items, made when they are first asked for."""
+
+    def __init__(self, items: Sequence[Item], means: Means, progress: Progress) -> None:
+        self._items, self._means, self._progress = items, means, progress
+
+    @cached_property
+    def by_id(self) -> Mapping[str, VectorPart]:
+        """By item id."""
+        return embedded(self._items, self._means, self._progress)
+
+    @cached_property
+    def _by_text(self) -> Mapping[str, VectorPart]:
+        return {_text_of(item): self.by_id[item.item_id] for item in self._items if item.item_id in self.by_id}
+
+    def of(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The vectors of some texts, 0 for an empty one; those of the items are known. [n, T]"""
+        encoder = self._means.open_encoder(self._means.text_encoder)
+        fresh = [text for text in dict.fromkeys(texts) if text and text not in self._by_text]
+        more = dict(zip(fresh, encoder.embed(fresh), strict=True)) if fresh else {}
+        found = np.zeros((len(texts), encoder.width), dtype=np.float32)
+        for row, text in zip(found, texts, strict=True):
+            if text:
+                row[:] = more[text] if text in more else np.frombuffer(self._by_text[text].float16, dtype="<f2")
+        return found
+
+
+def _text_of(item: Item) -> str:
+    return card_text(ItemCard(item.item_id, item.title, item.text, item.categories))
+
+
+class _CaseRows(FrozenRows):
+    """The row of each case, by the case's number: made of the training events that it knows, when it is asked for."""
+
+    def __init__(self, cases: Cases, length: int) -> None:
+        super().__init__({})
+        self._cases, self._length = cases, length
+        self._places = _of_users(cases)
+        self._last = UserState("")
+
+    def read(self, user_id: str) -> UserState:
+        """FeatureStore."""
+        if self._last.user_id != user_id:
+            self._last = _row(self._cases, int(user_id), self._places[int(user_id)], self._length)
+        return self._last
 
 
 def _of_users(cases: Cases) -> list[NDArray[np.int64]]:

@@ -244,7 +244,7 @@ def examples_of(
 def joined_examples(parts: list[RankingExamples]) -> RankingExamples:
     """The requests of all parts, one after the other, padded to the most candidates of a request."""
     width = max(part.candidate_rows.shape[1] for part in parts)
-    wide = {"candidate_rows", "features", "retrieval_score", "labels"}
+    wide = {"candidate_rows", "features", "retrieval_score", "labels", "places"}
 
     def padded(part: RankingExamples, name: str) -> NDArray[Any]:
         array: NDArray[Any] = getattr(part, name)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batches import Prefixes, RankingExamples
+from models.batches import PLACES_MAX, Prefixes, RankingExamples
 from services.domain import DAY_US, SECOND_US, KindRules, Slate, from_us, to_us
 from services.items import ItemTable
 from services.ports import FeatureHistory
@@ -66,7 +66,8 @@ class Answer(NamedTuple):
 class ServedLists:
     """R lists with at least one pick that was taken and one that was not, in the order asked.
 
-    `row_time_us`, `as_of_us`, `asked_us` int64 [R]; `item_ids` and `taken`: the picks that were seen, best first.
+    `row_time_us`, `as_of_us`, `asked_us` int64 [R]; `item_ids`, `taken` and `places` (from 1; 0, or no tuples at all,
+    where unknown): the picks that were seen, best first.
     `served`: how many lists there were; `left_out`: how many of those with an answer cannot be used, by reason.
     """
 
@@ -78,6 +79,7 @@ class ServedLists:
     taken: tuple[tuple[bool, ...], ...] = ()
     served: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
+    places: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -88,6 +90,7 @@ class ServedLists:
             tuple(self.user_ids[n] for n in places.tolist()), self.row_time_us[places], self.as_of_us[places],
             self.asked_us[places], tuple(self.item_ids[n] for n in places.tolist()),
             tuple(self.taken[n] for n in places.tolist()), self.served, self.left_out,
+            tuple(self.places[n] for n in places.tolist()) if self.places else (),
         )  # fmt: skip
 
 
@@ -162,6 +165,7 @@ def joined_lists(
         tuple(taken for _, _, taken in kept),
         served,
         dict(left_out),
+        tuple(_places(slate, seen) for slate, seen, _ in kept),
     )
 
 
@@ -182,7 +186,8 @@ def list_examples(
     lists, known, rows, labels = lists.take(kept), known.take(kept), rows[kept], labels[kept]
     counts = _counts_as_of(corpus, history, lists, rows)
     candidates = Candidates(rows, _scores(known, rows, scores_of), _together(corpus, known, lists, rows))
-    return examples_of(corpus, items, known, lists.asked_us, candidates, labels, counts), +left_out
+    made = examples_of(corpus, items, known, lists.asked_us, candidates, labels, counts)
+    return replace(made, places=_stood(lists, rows)), +left_out
 
 
 class Learned:
@@ -259,6 +264,19 @@ def _seen(slate: Slate, answers: Sequence[Answer], taken: set[str], rules: Serve
     room = max(rules.picks_max - len(taken), 0)
     left = [item_id for item_id in seen if item_id not in taken][:room]
     return tuple(item_id for item_id in seen if item_id in taken or item_id in left)
+
+
+def _places(slate: Slate, seen: Sequence[str]) -> tuple[int, ...]:
+    ranks = {pick.item_id: pick.rank + 1 for pick in slate.items}
+    return tuple(ranks[item_id] for item_id in seen)
+
+
+def _stood(lists: ServedLists, rows: NDArray[np.int64]) -> NDArray[np.int16]:
+    """Where each candidate stood, from 1; 0 where that is not known, or below where places are told apart. [R, C]"""
+    stood = np.zeros(rows.shape, dtype=np.int16)
+    for place, each in enumerate(lists.places):
+        stood[place, : len(each)] = each
+    return np.where((rows > 0) & (stood > 0), np.minimum(stood, PLACES_MAX), 0).astype(np.int16)
 
 
 def _candidates(corpus: Corpus, lists: ServedLists) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -13,11 +13,9 @@ import pytest
 from services.domain import BadRequest, KindRule, KindRules
 from services.evaluation.files import (
     Data,
-    Impression,
     Item,
     Target,
     read_data,
-    read_impressions,
     read_items,
     read_targets,
 )
@@ -150,33 +148,6 @@ def test_bytes_that_are_no_text_are_named_by_their_line(tmp_path: Path, items: P
 def test_a_mistake_in_the_items_is_named_by_its_place(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(BadRequest) as error:
         read_items(written(tmp_path / "i.csv", text))
-    assert said in str(error.value)
-
-
-SHOWN = (
-    "impression_id,user_id,timestamp,item_id,clicked\n1,u,1700000000,a,0\n1,u,1700000000,b,1\n2,v,1700000001,a,true\n"
-)
-
-
-def test_the_lines_of_an_impression_are_one_list(tmp_path: Path) -> None:
-    assert read_impressions(written(tmp_path / "s.csv", SHOWN)) == (
-        Impression("u", 1_700_000_000_000_000, ("a", "b"), (False, True)),
-        Impression("v", 1_700_000_001_000_000, ("a",), (True,)),
-    )
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("1,u,1700000000,a,1", "line 5, column item_id: 'a' stands in impression '1' already"),
-        ("1,x,1700000000,c,1", "line 5, column impression_id: '1' was shown to another user or at another time"),
-        ("3,u,1700000000,a,yes", "line 5, column clicked: must be 1 or 0, not 'yes'"),
-        ("3,u,,a,1", "line 5, column timestamp: is required"),
-    ],
-)
-def test_a_mistake_in_the_impressions_is_named_by_its_place(line: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(BadRequest) as error:
-        read_impressions(written(tmp_path / "s.csv", SHOWN + line + "\n"))
     assert said in str(error.value)
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation says of reasons and of new items, on numbers that can be worked out by hand."""
+"""What an evaluation says of reasons, on numbers that can be worked out by hand."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import pytest
 from evaluation_world import START_US, cases_of, events_of
 
 from services.domain import Explanation, LookedAt, Metric, Pick, Reason
-from services.evaluation.files import Impression
-from services.evaluation.impressions import _fresh_rows
 from services.evaluation.reasons import joined, means_of, query_of, sampled_cases
 from services.training.faithfulness import _mean_rank_correlation, _of_reasons, faithfulness_told
 
@@ -68,15 +66,3 @@ def test_what_was_measured_of_reasons_is_told_in_a_paragraph() -> None:
     assert told.startswith("Reasons, over 40 users: 25% of the picks name an item of the history, erasing it moves 0%")
     assert "0.250/0.250/0.250 (by lot 0.250/0.250/0.250)" in told
     assert faithfulness_told([]) == ""
-
-
-def test_new_items_are_those_that_nobody_had_taken() -> None:
-    events = events_of([("ann", "a", 0), ("ann", "b", 1, "impression")])
-    cases = cases_of(events, [("ann", "b", 5), ("bob", "a", 5)])
-    shown = [Impression("ann", 5, ("a", "b"), (False, True)), Impression("bob", 5, ("a",), (True,))]
-    fresh = _fresh_rows(cases, shown)
-    assert fresh is not None
-    assert fresh.lists.tolist() == [True, False]
-    assert [each.item_ids for each in fresh.of(shown)] == [("b",), ()]
-    assert [each.tolist() for each in fresh.scores([np.array([0.1, 0.2]), np.array([0.3])])] == [[0.2], []]
-    assert _fresh_rows(cases, [Impression("ann", 5, ("a", "b"), (True, False))]) is None  # none of them was clicked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -137,6 +138,77 @@ def test_shown_lists_without_a_click_or_with_a_protocol_are_refused(files: tuple
         run(*files, *shown)
     with pytest.raises(BadRequest, match="--protocol does not go with --impressions"):
         run(*files, *shown, "--protocol", "temporal")
+
+
+def test_a_choice_is_worth_what_the_propensities_say(files: tuple[str, ...], tmp_path: Path) -> None:
+    # In the 7 days before day 9 i was clicked most of what this log shows; it is shown twice, clicked once.
+    at = START + 9 * DAY
+    rows = [f"1,u0,{at},i,1,0.5", f"2,new,{at},y,1,0.5", f"3,u1,{at},i,0,0.25", f"4,u1,{at},a,0,0.25"]
+    header = "impression_id,user_id,timestamp,item_id,clicked,propensity"
+    (tmp_path / "s.csv").write_text("\n".join([header, *rows]) + "\n")
+    told = json.loads(run(*files, "--impressions", str(tmp_path / "s.csv"), "--models", "popularity:7d", "--json"))
+    found = {line["metric"]: line["value"] for line in told["metrics"] if line["slice"] == "all"}
+    assert found["ips"] == pytest.approx(2 / 4)
+    assert found["snips"] == pytest.approx(2 / 6)
+    assert found["effective rows"] == pytest.approx(36 / 20)
+
+
+def test_lists_before_a_cut_are_learned_from_and_clicks_among_the_events_are_told(
+    files: tuple[str, ...], tmp_path: Path
+) -> None:
+    times = [START + (n + 1) * DAY for n in range(8)]
+    rows = [f"{n},u{n},{at},i,1\n{n},u{n},{at},y,0" for n, at in enumerate(times)]
+    (tmp_path / "s.csv").write_text("impression_id,user_id,timestamp,item_id,clicked\n" + "\n".join(rows) + "\n")
+    shown = ("--impressions", str(tmp_path / "s.csv"), "--models", "popularity:all", "--json")
+    facts = json.loads(run(*files, *shown, "--cut", "0.5"))["facts"]
+    assert facts["impressions"].startswith("4 with 8 items and 4 clicks")
+    assert facts["lists to learn from"].startswith("4 with 8 items, 4 of use")
+    assert "judged clicks among the events" not in facts
+    answers = json.loads(run(*files, *shown))["facts"]["judged clicks among the events"]
+    assert answers.startswith("1: they are learned from, too")  # u7 took i on day 8
+
+
+def test_the_recipe_of_a_data_set_makes_its_files(tmp_path: Path) -> None:
+    features = ",".join(f"user_feature_{n}" for n in range(4))
+    lines = [f"0,2019-11-24 00:01:0{n}+00:00,{n % 2},{n % 3 + 1},{n % 2},0.5,aaaaaaab,b,c,d{n % 2}" for n in range(6)]
+    text = "\n".join([f",timestamp,item_id,position,click,propensity_score,{features}", *lines]) + "\n"
+    for name in ("bts-men.csv.gz", "random-men.csv.gz"):
+        with gzip.open(tmp_path / name, "wt") as file:
+            file.write(text)
+    out = tmp_path / "out"
+    told = json.loads(run("--recipe", "open-bandit", "--folder", str(tmp_path), "--models", "popularity:all",
+                          "--out", str(out), "--json"))  # fmt: skip
+    assert told["facts"]["impressions"].startswith("6 with 6 items and 3 clicks")
+    assert (out / "shown.csv").read_text().splitlines()[:2] == [
+        "impression_id,user_id,timestamp,item_id,clicked,position,propensity",
+        "0,aaaaaa-b-c-d0,1574553660.0,0,0,1,0.5",
+    ]
+    assert (out / "events.csv").read_text().splitlines()[1:3] == [
+        "aaaaaa-b-c-d0,0,1574553660.0,impression", "aaaaaa-b-c-d1,1,1574553661.0,click",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--recipe", "x", "--out", "o"), "there is no recipe 'x' for an evaluation; known: open-bandit"),
+        (("--recipe", "open-bandit", "--out", "o"), "--recipe goes with --folder FOLDER, which is not given"),
+        (("--folder", "x"), "--folder goes with --recipe, which is not given"),
+        (("--learn-from", "x"), "--learn-from goes with --events FILE, which is not given"),
+        (("--recipe", "open-bandit", "--events", "e"), "--events does not go with --recipe"),
+    ],
+)
+def test_options_of_lists_that_do_not_fit_together_are_refused(arguments: tuple[str, ...], said: str) -> None:
+    with pytest.raises(BadRequest) as error:
+        run(*arguments)
+    assert said in str(error.value)
+
+
+def test_the_news_model_and_lists_to_learn_from_go_with_shown_lists(files: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="the model news scores shown lists: it goes with --impressions FILE"):
+        run(*files, "--models", "news")
+    with pytest.raises(BadRequest, match="--learn-from FILE goes with --impressions FILE only"):
+        run(*files, "--models", "popularity", "--learn-from", "x.csv")
 
 
 @pytest.mark.parametrize(

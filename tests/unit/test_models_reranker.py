@@ -3,10 +3,14 @@ same attention worked out slowly in numpy."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
-from model_world import TINY
+from model_world import ITEMS, TEXTS, TINY, VOCABULARY, checkerboard
 
+from models.batches import PLACES_MAX, RankingExamples
+from models.fit import fit_reranker, fit_tower
 from models.reranker import Reranker
 
 FEATURES = 3
@@ -101,6 +105,53 @@ def test_an_outlier_is_held_within_the_limit() -> None:
     wild = inputs[5].clone()
     wild[0, 0, 0] = 1e9
     assert network.standardised(wild, inputs[6]).max().item() == 5.0
+
+
+def test_the_place_of_a_shown_candidate_is_added_and_all_are_asked_about_as_if_first() -> None:
+    network, inputs = _network(), _inputs()
+    plain = network(*inputs)
+    with torch.no_grad():
+        network.by_place[:] = torch.arange(PLACES_MAX + 1)[:, None] / 10.0
+    network.by_place.data[0] = 0.0
+    shown = network(*inputs, torch.tensor([[0, 1, 2, 50]]))
+    assert torch.allclose(shown - plain, torch.tensor([[0.0, 0.1, 0.2, 5.0]]), atol=1e-5)
+    assert torch.allclose(network(*inputs) - plain, torch.full((1, 4), 0.1), atol=1e-5)
+
+
+def test_while_it_learns_a_tenth_of_the_places_is_hidden() -> None:
+    network = _network().train()
+    network.by_place.data[1:] = 1.0
+    found = network._of_place(torch.ones(100, 100, dtype=torch.long))
+    assert 0.88 < found.mean().item() < 0.92
+
+
+def test_clicks_that_came_of_the_place_are_not_put_down_to_what_stood_there() -> None:
+    # What stood higher had a higher feature, but it was clicked for its place alone.
+    rng = np.random.default_rng(0)
+    lists = 400
+    places = np.tile(np.arange(1, 5, dtype=np.int16), (lists, 1))
+    features = (-places + rng.normal(size=places.shape)).astype(np.float32)[..., None]
+    labels = (rng.random(places.shape) < np.array([0.8, 0.5, 0.2, 0.1])).astype(np.float32)
+    sequences = checkerboard()
+    tower = fit_tower(sequences, VOCABULARY, TEXTS, replace(TINY, epochs_max=1), device="cpu")
+    zeros = np.zeros((lists, 1), dtype=np.int64)
+    rows = rng.integers(1, ITEMS + 1, places.shape).astype(np.int32)
+
+    def slope(of_places: np.ndarray) -> float:
+        examples = RankingExamples(
+            zeros.astype(np.int32), zeros.astype(np.int16), zeros, np.arange(lists), rows, features,
+            np.zeros(places.shape, dtype=np.float32), labels, of_places,
+        )  # fmt: skip
+        network = fit_reranker(tower, examples, replace(TINY, reranker_epochs_max=10)).network
+        if of_places.any():
+            assert network.by_place[1] > network.by_place[2] > network.by_place[3] > network.by_place[4]
+            assert network.by_place[0] == 0
+        asked = [torch.zeros(2, 1, TINY.width), torch.zeros(2, 1).long(), torch.zeros(2, 1), torch.zeros(2, 1).bool()]
+        low_high = torch.tensor([[[-3.5], [-1.5]]] * 2)
+        logits = network(*asked, torch.zeros(2, 2, TINY.width), low_high, torch.zeros(2, 2))
+        return float((logits[0, 1] - logits[0, 0]).detach())
+
+    assert slope(places) < 0.5 * slope(np.zeros_like(places))
 
 
 def _buckets(gaps_s: torch.Tensor) -> torch.Tensor:

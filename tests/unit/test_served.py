@@ -72,6 +72,7 @@ def test_what_was_clicked_is_taken_and_what_stood_above_it_or_just_below_was_pas
     assert seen_and_taken(lists) == [("abcde", "b")]  # b stands at 1, so 1 + 3 is the last that was seen
     assert (lists.user_ids, lists.row_time_us.tolist(), lists.asked_us.tolist()) == (("ann",), [START_US], [ASKED_US])
     assert (lists.as_of_us.tolist(), lists.served, lists.left_out) == ([ASKED_US - SECOND_US], 4, {})
+    assert lists.places == ((1, 2, 3, 4, 5),)
 
 
 def test_a_pick_that_explored_is_seen_and_taken_as_any_other() -> None:
@@ -89,7 +90,10 @@ def test_several_clicks_are_several_taken_and_a_repeated_one_is_one() -> None:
 
 def test_impressions_that_the_client_reported_are_what_was_seen() -> None:
     answers = [answer("h", kind="impression"), answer("c", kind="impression"), answer("b")]
-    assert seen_and_taken(joined_lists([slate("abcdefgh")], answers, CHOSEN, LATER)) == [("bch", "b")]
+    lists = joined_lists([slate("abcdefgh")], answers, CHOSEN, LATER)
+    assert seen_and_taken(lists) == [("bch", "b")]
+    assert lists.places == ((2, 3, 8),)
+    assert lists.take(np.array([0, 0])).places == ((2, 3, 8), (2, 3, 8))
 
 
 def test_the_list_is_cut_to_as_many_picks_as_an_example_holds_and_keeps_what_was_taken() -> None:
@@ -258,6 +262,7 @@ def test_items_that_no_model_knows_are_no_candidates() -> None:
     corpus, made, left_out = made_of(lists)
     assert made.candidate_rows.tolist() == [[corpus.vocabulary.row("c"), 0, *corpus.vocabulary.rows(["d", "e"])]]
     assert made.labels.tolist() == [[0.0, 0.0, 1.0, 0.0]]
+    assert made.places.tolist() == [[1, 0, 3, 4]]
     assert not made.features[0, 1].any()
     assert left_out == {"items not in the vocabulary": 2}
 
@@ -269,6 +274,7 @@ def test_examples_of_different_widths_are_padded_together() -> None:
     joined = joined_examples([narrow, wide])
     assert joined.candidate_rows.shape == joined.labels.shape == (2, 4)
     assert joined.candidate_rows[0, 2:].tolist() == [0, 0]
+    assert joined.places.tolist() == [[1, 2, 0, 0], [1, 2, 3, 4]]
     assert joined.candidate_rows[1].all()
     assert (joined.features[0, :2] == narrow.features[0]).all()
 
