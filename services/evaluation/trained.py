@@ -38,6 +38,7 @@ from services.training.gate import Slice
 from services.training.history import EventsHistory
 from services.training.parts import Choices, Examples, ReleaseParts, Sources, config_for
 from services.training.plans import Plan, last_events, newest_rounds
+from services.training.trust import labelled
 
 if TYPE_CHECKING:
     from models.config import ModelConfig
@@ -58,15 +59,23 @@ UNKNOWN = -1e9
 class Trainer:
     """Trains releases on the training events of some cases and ranks the cases by them."""
 
-    def __init__(self, items: Sequence[Item], cases: Cases, means: Means, progress: Progress) -> None:
+    def __init__(
+        self,
+        items: Sequence[Item],
+        cases: Cases,
+        means: Means,
+        progress: Progress,
+        text_vectors: Mapping[str, VectorPart] | None = None,
+    ) -> None:
+        self.text_vectors = embedded(items, means, progress) if text_vectors is None else text_vectors
         self._cases = cases
         self._means = means
         self._progress = progress
         self._plan = plan_of(cases)
         self._config = means.model or _config(cases, self._plan, means)
         length = max(HISTORY_MAX, self._config.history)
-        self._history = EventsHistory(cases.train, length)
-        self._known = _Known(items, cases, means, self._history, progress)
+        self._history = EventsHistory(cases.train, length, means.bounds)
+        self._known = _Known(items, cases, means, self._history, self.text_vectors)
         rows = {str(n): _row(cases, n, each, length) for n, each in enumerate(_of_users(cases))}
         self._features = MemoryFeatureStore(rows)
         self.reasons: list[Measured] = []
@@ -163,11 +172,13 @@ def fitted_release(
     model = means.model or config_for(train, means.effort, seed, means.block, means.size)
     choices = Choices(
         means.effort, seed, Path(), means.text_encoder, means.device, means.threads, cut_us=cut_us,
-        model=replace(model, seed=seed), plan=plan,
+        model=replace(model, seed=seed, pretrain=means.pretrain), plan=plan, bounds=means.bounds,
     )  # fmt: skip
     nobody = np.zeros(0, dtype=np.int64)
     judged = Slice(cut_us, cut_us, nobody, nobody, np.zeros(0, dtype=np.bool_))
-    examples = Examples(from_us(cut_us), corpus_of(train, items), judged, items)
+    labels = None if means.labels == 1.0 else labelled(train, means.labels, seed)
+    corpus = corpus_of(train, items, bounds=means.bounds, labels=labels)
+    examples = Examples(from_us(cut_us), corpus, judged, items)
     return ReleaseParts(sources, choices, progress).fit(examples)
 
 
@@ -176,7 +187,12 @@ class _Known:
     of all that may be learned from."""
 
     def __init__(
-        self, items: Sequence[Item], cases: Cases, means: Means, history: EventsHistory, progress: Progress
+        self,
+        items: Sequence[Item],
+        cases: Cases,
+        means: Means,
+        history: EventsHistory,
+        vectors: Mapping[str, VectorPart],
     ) -> None:
         self.end_us = int(cases.train.occurred_us[-1]) + 1
         if (cases.until_us == cases.until_us[0]).all():
@@ -184,11 +200,11 @@ class _Known:
         self._cases = cases
         self._items = items
         self._history = history
-        self._together = covisits(cases.train, self.end_us)
+        self._together = covisits(cases.train, self.end_us, means.bounds)
         codes, first = np.unique(cases.train.item_codes, return_index=True)
         times = cases.train.occurred_us[first].tolist()
         self._first_us = {cases.train.item_ids[c]: us for c, us in zip(codes.tolist(), times, strict=True)}
-        self._vectors = embedded(items, means, progress)
+        self._vectors = vectors
         self._last: tuple[int, ItemTable] | None = None
 
     def at(self, moment_us: int) -> ItemTable:
