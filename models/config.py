@@ -8,8 +8,10 @@ from typing import Literal, get_args
 Effort = Literal["demo", "normal", "full"]
 BlockName = Literal["ligr", "sasrec", "hstu"]
 Size = Literal["small", "base", "large"]
+Pretrain = Literal["none", "masked", "contrastive"]
 BLOCK_NAMES: tuple[BlockName, ...] = get_args(BlockName)
 SIZES: tuple[Size, ...] = get_args(Size)
+PRETRAIN: tuple[Pretrain, ...] = get_args(Pretrain)
 
 BUDGET_FLOP: dict[Effort, float] = {"demo": 1.2e12, "normal": 8e12, "full": 4e14}
 """Arithmetic that fitting a tower may take. Two common cores do about 2e10 a second: a minute, 7 minutes, 6 hours. A
@@ -57,6 +59,8 @@ class ModelConfig:
     epochs_max: int = 100
     patience: int = 4
     held_out_max: int = 2000
+    pretrain: Pretrain = "none"
+    pretrain_epochs: int = 5
 
     reranker_heads: int = 2
     reranker_head_width: int = 16

@@ -23,6 +23,7 @@ from models.index import FaissIndex
 from models.items import ItemEncoder, TextBasis
 from models.losses import ranking_loss
 from models.metrics import ndcg
+from models.pretrain import pretrain
 from models.ranks import joined
 from models.release import Manifest, ModelRelease, Networks
 from models.reranker import Reranker
@@ -109,6 +110,7 @@ def fit_tower(
         items = ItemEncoder(len(vocabulary), config).to(where)
         items.text.copy_(torch.from_numpy(basis.reduced(text_vectors)))
         tower = UserTower(vocabulary.action_count, config).to(where)
+        pretrain(items, tower, sequences, config, progress)
         run = TowerRun(items, tower, sequences, config, config.learning_rate, ranks)
         epochs = run.epochs_affordable()
         epoch, best = stopped_early(run, epochs, validation, progress, kept)

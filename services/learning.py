@@ -123,6 +123,7 @@ def evaluate_files(settings: Settings, wanted: Wanted, progress: Progress = unwa
     """Models and baselines on plain files: nothing of an instance is opened or written. Text vectors are cached for
     the person who asks."""
     from services.catalogue.encoders import open_cached, user_cache
+    from services.evaluation.attacked import evaluate_attacks
     from services.evaluation.impressions import evaluate_impressions
     from services.evaluation.run import Means
     from services.evaluation.run import evaluate as ranked
@@ -135,9 +136,10 @@ def evaluate_files(settings: Settings, wanted: Wanted, progress: Progress = unwa
 
     means = Means(
         partial(unrecorded, mix=s.mix()), s.effort, s.text_encoder, s.device, s.train_threads, s.text_batch_max,
-        block=wanted.block, size=wanted.size, open_encoder=encoder,
+        block=wanted.block, size=wanted.size, open_encoder=encoder, bounds=s.bounds(), pretrain=wanted.pretrain,
+        labels=wanted.labels,
     )  # fmt: skip
-    run = evaluate_impressions if wanted.impressions else ranked
+    run = evaluate_impressions if wanted.impressions else evaluate_attacks if wanted.attacks else ranked
     return run(wanted, s.kind_rules(), means, progress)
 
 
@@ -163,7 +165,7 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
     sources = Sources(
         events=lambda until: columns_of_arrow(home.archive.events_table(EPOCH, until), rules),
         history=home.history,
-        items_at=ItemsAtCut(items, home.history),
+        items_at=ItemsAtCut(items, home.history, s.bounds()),
         stages_for=partial(unrecorded, mix=s.mix()),
         load=lambda info: load_release(info, s.device),
         served=lambda since_us, until_us, chosen: lists_between(home.archive, rules, since_us, until_us, chosen),
@@ -171,7 +173,7 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
     choices = Choices(
         effort=s.effort, seed=s.seed, releases=s.home / "releases", text_encoder=s.text_encoder, device=s.device,
         threads=s.train_threads, gate=Gate(s.judge_share, s.judge_days_max, users_max=JUDGED_USERS_MAX[s.effort]),
-        embedded_by=embedded_by,
+        embedded_by=embedded_by, bounds=s.bounds(),
         checkpoints=s.home / "runs" / "unfinished",
     )  # fmt: skip
     return ReleaseParts(sources, choices, progress)

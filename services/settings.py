@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
@@ -23,6 +23,9 @@ from pydantic_settings import (
 
 from services.domain import KindRule, KindRules, SettingsInvalid
 from services.mix import Mix
+
+if TYPE_CHECKING:
+    from services.bounds import Bounds
 
 TOML_NAME = "freshrank.toml"
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://")
@@ -150,6 +153,15 @@ class Settings(BaseSettings):
     )
     trends_flush_events: int = Field(50_000, ge=1, description="or after this many events.")
     covisits_items_max: int = Field(50, ge=1, description="Co-visited items kept and served per item.")
+    user_events_per_day_max: int = Field(
+        100, ge=0, description="Positive events of a user and day that count for trends and training; 0: all."
+    )
+    newcomer_weight: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="What a user's events of their first 7 days count, where such users are the fewer.",
+    )
 
     listed_only: bool = Field(False, description="Show only items that have a card, none known from events alone.")
     items_poll_ms: int = Field(250, ge=10, description="How often servers look for changed items.")
@@ -251,6 +263,12 @@ class Settings(BaseSettings):
     def kind_rules(self) -> KindRules:
         """The declared kinds as the fold wants them; given kinds add to and replace the default ones."""
         return KindRules({**DEFAULT_KINDS, **self.kinds})
+
+    def bounds(self) -> Bounds:
+        """How much one user may move what everybody sees."""
+        from services.bounds import Bounds
+
+        return Bounds(self.user_events_per_day_max, self.newcomer_weight)
 
 
 def toml_file() -> Path:

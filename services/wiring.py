@@ -261,7 +261,7 @@ class Home:
                 from services.trends.consumer import TrendsConsumer, TrendsSettings
 
                 chosen = TrendsSettings(
-                    s.trends_flush_s, s.trends_flush_events, s.covisits_items_max, s.impressions_from
+                    s.trends_flush_s, s.trends_flush_events, s.covisits_items_max, s.impressions_from, bounds=s.bounds()
                 )
                 return TrendsConsumer(
                     self.engine, s.kind_rules(), self.features, write_parts, self.view.log_id, now, chosen, self.erased

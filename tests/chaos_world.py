@@ -19,6 +19,7 @@ from sqlalchemy import Engine, select
 
 from services import wire
 from services.archive.consumer import ArchiveConsumer
+from services.bounds import BOUNDED, Bounds
 from services.catalogue.cards import MemoryCatalogue
 from services.catalogue.live import write_parts
 from services.domain import (
@@ -220,14 +221,14 @@ class _Fed:
         return {}
 
 
-def single_process_answer(messages: Sequence[Message], folder: Path) -> Answer:
+def single_process_answer(messages: Sequence[Message], folder: Path, bounds: Bounds = BOUNDED) -> Answer:
     """What one process that nothing happens to makes of these messages."""
     ordered = sorted(messages, key=lambda m: (m.accepted_at, m.coordinate))
     archive, quarantine, store, catalogue = MemoryArchive(), MemoryQuarantine(), MemoryFeatureStore(), MemoryCatalogue()
     engine = open_database(folder / "reference.db")
     trends = TrendsConsumer(
         engine, RULES, MemoryHistory(tuple), write_parts, lambda *_topic: messages[0].coordinate.log_id, now,
-        TrendsSettings(flush_s=1e9, flush_events=5000),
+        TrendsSettings(flush_s=1e9, flush_events=5000, bounds=bounds),
     )  # fmt: skip
     features = FeaturesConsumer(store, RULES, now)
     archiver = ArchiveConsumer(archive, quarantine)

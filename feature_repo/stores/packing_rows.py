@@ -77,7 +77,8 @@ def _bodies(kind: bytes, column: Column) -> list[bytes]:
     if kind == b"S":
         return _texts(lists, flat)
     numbers = np.asarray(flat, dtype=_NUMBERS[kind])
-    return lists.cut(lists.planes(numbers), numbers.dtype.itemsize)
+    bodies: list[bytes] = lists.cut(lists.planes(numbers), numbers.dtype.itemsize)
+    return bodies
 
 
 def _pieces(laid: bytes, width: int) -> list[bytes]:

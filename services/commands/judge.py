@@ -23,6 +23,7 @@ SEEN = ("drop", "keep")
 RETRAIN = ("never", "1h", "1d", "7d")
 MODELS = "tower,pipeline,popularity,trending,itemknn,ease,last-click"
 MODELS_OF_LISTS = f"news,{MODELS}"
+ATTACKED = "pipeline,popularity,trending"
 
 Protocol = Annotated[
     str | None,
@@ -76,6 +77,15 @@ Models = Annotated[
 Blocks = Annotated[str | None, typer.Option(help="What the tower is made of: ligr (if not given), sasrec or hstu.")]
 Size = Annotated[str | None, typer.Option(help="How large a tower: small, base or large; by the data if not given.")]
 Against = Annotated[str | None, typer.Option(help="Whom the others are compared with; the best baseline if not given.")]
+Attack = Annotated[
+    str | None, typer.Option(help="Attack the training events and say what lists become: spam,shilling:1%,shilling:3%.")
+]
+Pretrain = Annotated[
+    str | None, typer.Option(help="Before the tower is fitted: none (if not given), masked or contrastive.")
+]
+Labels = Annotated[
+    float | None, typer.Option(min=0.0001, max=1.0, help="Share of the users whose events are targets; 1 if not given.")
+]
 Diversity = Annotated[
     str | None, typer.Option(help="Also the pipeline with each of these diversities (0 to 1, by commas), as asked.")
 ]
@@ -123,6 +133,9 @@ def evaluate(  # noqa: PLR0913
     category_cap: CategoryCap = None,
     without: Without = None,
     seeds: Seeds = None,
+    attack: Attack = None,
+    pretrain: Pretrain = None,
+    labels: Labels = None,
     at: At = None,
     text_encoder: TextEncoder = None,
     out: Out = None,
@@ -143,12 +156,14 @@ def evaluate(  # noqa: PLR0913
     of_lists = {"--diversity": diversity, "--category-cap": category_cap, "--without": without}
     if impressions is not None:
         needless = {"--protocol": protocol, "--targets": targets, "--seen": seen, "--at": at,
-                    "--history-min": history_min, "--features": features, "--retrain": retrain, **of_lists}  # fmt: skip
+                    "--history-min": history_min, "--features": features, "--retrain": retrain,
+                    "--attack": attack, **of_lists}  # fmt: skip
         _refuse(needless, "does not go with --impressions FILE")
     if events is None:
         of_files = {
             "--items": items, "--impressions": impressions, "--learn-from": learn_from, "--targets": targets,
             "--cut": cut, "--seen": seen, "--history-min": history_min, "--features": features, "--retrain": retrain,
+            "--attack": attack, "--pretrain": pretrain, "--labels": labels,
             "--models": models, "--blocks": blocks, "--size": size, "--against": against, "--seeds": seeds,
             "--at": at, "--out": out, "--text-encoder": text_encoder, **of_lists,
         }  # fmt: skip
@@ -158,16 +173,19 @@ def evaluate(  # noqa: PLR0913
     if items is None or out is None:
         missing = "--items FILE" if items is None else "--out DIR"
         raise BadRequest(f"--events goes with {missing}, which is not given")
-    from models.config import BLOCK_NAMES, SIZES
+    from models.config import BLOCK_NAMES, PRETRAIN, SIZES
     from services.evaluation.run import Wanted
 
-    named = tuple(each.strip() for each in (models or (MODELS_OF_LISTS if impressions else MODELS)).split(","))
+    of_all = MODELS_OF_LISTS if impressions else ATTACKED if attack else MODELS
     wanted = Wanted(
-        events, items, protocol or "temporal", named, targets, cut, _one_of("--seen", seen or "drop", SEEN),  # type: ignore[arg-type]
+        events, items, protocol or "temporal", _listed(models or of_all),  # type: ignore[arg-type]
+        targets, cut, _one_of("--seen", seen or "drop", SEEN),  # type: ignore[arg-type]
         _depths(at or "10,20,200"), seeds or 3, history_min=history_min, against=against, impressions=impressions,
         features=_given("--features", features, FEATURES), retrain=_given("--retrain", retrain, RETRAIN),  # type: ignore[arg-type]
+        attacks=_listed(attack or ""), labels=labels or 1.0, variants=_variants(diversity, category_cap, without),
+        pretrain=_one_of("--pretrain", pretrain or "none", PRETRAIN),
         block=_one_of("--blocks", blocks or "ligr", BLOCK_NAMES), size=_one_of("--size", size, SIZES) if size else None,
-        variants=_variants(diversity, category_cap, without), learn_from=learn_from,
+        learn_from=learn_from,
     )  # fmt: skip
     _files(context, wanted, out, as_json, text_encoder)
 
@@ -267,6 +285,11 @@ def _one_of(option: str, given: str, names: tuple[Name, ...]) -> Name:
     if found is None:
         raise BadRequest(f"{option} is {', '.join(names[:-1])} or {names[-1]}, not {given!r}")
     return found
+
+
+def _listed(given: str) -> tuple[str, ...]:
+    """Names with commas between them; none of an empty text."""
+    return tuple(each.strip() for each in given.split(",") if given)
 
 
 def _given(option: str, given: str | None, names: tuple[Name, ...]) -> Name | None:

@@ -34,33 +34,37 @@ class Ranker(Protocol):
 @dataclass(frozen=True, slots=True)
 class Popularity:
     """Positive events in the window before the moment asked; `window_us` None: all that may be learned from (of a
-    stream: all before the moment)."""
+    stream: all before the moment). `votes` [N]: how much each training event counts; None: all the same."""
 
     window_us: int | None
+    votes: Scores | None = None
 
     def scores(self, cases: Cases, places: NDArray[np.int64]) -> Scores:
         """Ranker."""
         liked = cases.train.keep(cases.train.positive)
         size = len(liked.item_ids)
+        vote = np.ones(len(liked)) if self.votes is None else self.votes[cases.train.positive]
         if self.window_us is None and not cases.streamed:
-            counts = np.bincount(liked.item_codes, minlength=size).astype(np.float64)
+            counts = np.bincount(liked.item_codes, vote, minlength=size)
             return np.broadcast_to(counts, (len(places), size)).copy()
         moments, place = np.unique(cases.until_us[places], return_inverse=True)
         first = np.searchsorted(liked.occurred_us, moments - (EVER_US if self.window_us is None else self.window_us))
         last = np.searchsorted(liked.occurred_us, moments)
-        found = [np.bincount(liked.item_codes[a:b], minlength=size) for a, b in zip(first, last, strict=True)]
-        return np.stack(found).astype(np.float64)[place]
+        found = [np.bincount(liked.item_codes[a:b], vote[a:b], size) for a, b in zip(first, last, strict=True)]
+        return np.stack(found)[place]
 
 
 @dataclass(frozen=True, slots=True)
 class Trending:
-    """Positive events before the moment asked, each counting half after every half-life."""
+    """Positive events before the moment asked, each counting half after every half-life; `votes` as in Popularity."""
 
     half_life_us: int
+    votes: Scores | None = None
 
     def scores(self, cases: Cases, places: NDArray[np.int64]) -> Scores:
         """Ranker."""
         liked = cases.train.keep(cases.train.positive)
+        vote = np.ones(len(liked)) if self.votes is None else self.votes[cases.train.positive]
         moments, place = np.unique(cases.until_us[places], return_inverse=True)
         counts = np.zeros(len(liked.item_ids))
         found = np.zeros((len(moments), len(counts)))
@@ -69,7 +73,7 @@ class Trending:
             stop = int(np.searchsorted(liked.occurred_us, moment))
             counts *= np.exp2(-(moment - before_us) / self.half_life_us)
             age = (moment - liked.occurred_us[start:stop]) / self.half_life_us
-            counts += np.bincount(liked.item_codes[start:stop], np.exp2(-age), minlength=len(counts))
+            counts += np.bincount(liked.item_codes[start:stop], vote[start:stop] * np.exp2(-age), len(counts))
             found[number], start, before_us = counts, stop, moment
         return found[place]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from services.bounds import BOUNDED, Bounds
 from services.domain import Interaction, UserState
 from services.evaluation.files import Item
 from services.features.fold import fold
@@ -46,11 +47,17 @@ class Items:
     """The item table: cards and text vectors of the file, counts and co-visits of the events so far. An item that the
     file gives no birth is born with its first event; one that is not in the file is unknown until then."""
 
-    def __init__(self, events: EventColumns, items: Sequence[Item], vectors: Mapping[str, VectorPart]) -> None:
+    def __init__(
+        self,
+        events: EventColumns,
+        items: Sequence[Item],
+        vectors: Mapping[str, VectorPart],
+        bounds: Bounds = BOUNDED,
+    ) -> None:
         self.table = ItemTable()
         self._events = events
         self._by_id = {item.item_id: item for item in items}
-        self._trends = MemoryTrends()
+        self._trends = MemoryTrends(bounds=bounds)
         self._taken = 0
         self._flushes = 0
         self._unborn = set(self._by_id)

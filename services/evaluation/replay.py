@@ -90,14 +90,18 @@ def _learned(
     from services.evaluation.walk import PROCESSES_MAX, Walk
 
     def train(seed: int, part: Segment, items: ItemTable) -> ModelRelease:
-        return fitted_release(part.learned, EventsHistory(part.learned), items, part.until_us, means, seed, progress)
+        return fitted_release(
+            part.learned, EventsHistory(part.learned, bounds=means.bounds), items, part.until_us, means, seed, progress
+        )
 
     vectors = embedded(data.items, means, progress)
     found: dict[str, list[Ranked]] = {model: [] for model in models}
     took: dict[str, list[float]] = {}
     processes = 1 if pick_device(means.device).type != "cpu" else min(PROCESSES_MAX, os.cpu_count() or 1)
     for seed in range(1, wanted.seeds + 1):
-        walk = Walk(stream, data.items, vectors, partial(train, seed), means.stages_for, progress, processes)
+        walk = Walk(
+            stream, data.items, vectors, partial(train, seed), means.stages_for, progress, processes, means.bounds
+        )
         text = f"walking by {' and '.join(models)} {seed}"
         for model, ranked in walk.ranked(parts, models, max(wanted.at), text).items():
             found[model].append(ranked)

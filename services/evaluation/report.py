@@ -47,6 +47,8 @@ def overview(report: Report, k: int, part: str) -> tuple[Row, list[Row]]:
              f"entropy@{k}"]  # fmt: skip
     if report.wanted.impressions:
         named = ["auc", "gauc", "mrr", "ndcg@5", "ndcg@10", "ece", "pcoc", "brier", "f1", "snips"]
+    if report.wanted.attacks:
+        named = [f"{name}@10{of}" for name in ("ndcg", "exposure", "target-hr") for of in (" before", "", " / before")]
     shown = [name for name in named if any(name == metric for _, metric in found)]
     short = {f"ndcg-debiased@{k}": "debiased", f"coverage@{k}": "cover", f"gini@{k}": "gini",
              f"ild@{k}": "ild", f"entropy@{k}": "entropy"}  # fmt: skip
@@ -144,7 +146,7 @@ def _bars(report: Report, metric: str, part: str) -> str:
 def _curve(report: Report) -> str:
     """HR by depth, a line per model; empty with one depth."""
     depths = sorted(report.wanted.at)
-    if len(depths) < 2 or report.wanted.impressions:
+    if len(depths) < 2 or report.wanted.impressions or report.wanted.attacks:
         return ""
     values = {(line.model, line.metric): line.value for line in report.lines if line.slice == "all"}
     models = list(dict.fromkeys(model for model, _ in values))

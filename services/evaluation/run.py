@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from models.batches import Progress
 from models.metrics import MISSING
 from models.text import HashingEncoder, TextEncoder, open_encoder
+from services.bounds import BOUNDED, Bounds
 from services.domain import BadRequest, KindRules
 from services.evaluation.cases import Cases, Protocol, Seen, leave_one_out, of_targets, temporal
 from services.evaluation.files import Data, Item, read_data
@@ -26,7 +27,7 @@ from services.evaluation.tuning import choices_of, tuned
 from services.evaluation.variants import Variant
 
 if TYPE_CHECKING:
-    from models.config import BlockName, Effort, ModelConfig, Size
+    from models.config import BlockName, Effort, ModelConfig, Pretrain, Size
     from models.news import NewsConfig
     from services.training.evaluate import StagesFor
 
@@ -62,6 +63,9 @@ class Wanted:
     retrain: Retrain | None = None
     variants: tuple[Variant, ...] = ()
     learn_from: Path | None = None
+    attacks: tuple[str, ...] = ()
+    pretrain: Pretrain = "none"
+    labels: float = 1.0
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -85,11 +89,16 @@ class Means:
     size: Size | None = None
     open_encoder: Callable[[str], TextEncoder] = open_encoder
     news: NewsConfig | None = None
+    bounds: Bounds = BOUNDED
+    pretrain: Pretrain = "none"
+    labels: float = 1.0
 
     def told(self, seeds: int) -> str:
         """How models are trained, for people."""
         shape = f"tower {self.block}" + (f" {self.size}" if self.size else "")
-        return f"effort {self.effort}, {shape}, text encoder {self.text_encoder}, seeds 1 to {seeds}"
+        learned = "" if self.labels == 1.0 else f", targets of {self.labels:g} of the users"
+        learned += "" if self.pretrain == "none" else f", pre-trained: {self.pretrain}"
+        return f"effort {self.effort}, {shape}, text encoder {self.text_encoder}{learned}, seeds 1 to {seeds}"
 
 
 @dataclass(frozen=True, slots=True)

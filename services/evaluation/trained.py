@@ -41,6 +41,7 @@ from services.training.history import EventsHistory
 from services.training.parts import Choices, Examples, ReleaseParts, Sources, config_for
 from services.training.plans import REQUESTS_MAX, Plan, last_events, newest_rounds
 from services.training.served import ServedLists, ServedRules, nothing_served
+from services.training.trust import labelled
 
 if TYPE_CHECKING:
     from models.config import ModelConfig
@@ -62,18 +63,25 @@ class Trainer:
     """Trains releases on the training events of some cases and ranks the cases by them."""
 
     def __init__(
-        self, items: Sequence[Item], cases: Cases, means: Means, progress: Progress, learned: ShownLists | None = None
+        self,
+        items: Sequence[Item],
+        cases: Cases,
+        means: Means,
+        progress: Progress,
+        learned: ShownLists | None = None,
+        texts: Embedded | None = None,
     ) -> None:
-        """`learned`: lists that the reranker may learn from."""
+        """`learned`: lists that the reranker may learn from. `texts`: the items' text vectors, of another trainer."""
+        self.texts = texts or Embedded(items, means, progress)
         self._cases = cases
         self._means = means
         self._progress = progress
         self._plan = plan_of(cases)
         self._config = means.model or _config(cases, self._plan, means)
         length = max(HISTORY_MAX, self._config.history)
-        self._history = EventsHistory(cases.train, length)
+        self._history = EventsHistory(cases.train, length, means.bounds)
         self._learned = learned
-        self._known = _Known(items, cases, means, self._history, progress)
+        self._known = _Known(items, cases, means, self._history, self.texts)
         self._features = _CaseRows(cases, length)
         self.reasons: list[Measured] = []
         """How far reasons can be trusted, of each seed whose pipeline was ranked."""
@@ -187,11 +195,14 @@ def fitted_release(  # noqa: PLR0913
     model = means.model or config_for(train, means.effort, seed, means.block, means.size)
     choices = Choices(
         means.effort, seed, Path(), means.text_encoder, means.device, means.threads, cut_us=cut_us,
-        model=replace(model, seed=seed), plan=plan, served=ServedRules(lists_max=REQUESTS_MAX[means.effort]),
+        model=replace(model, seed=seed, pretrain=means.pretrain), plan=plan, bounds=means.bounds,
+        served=ServedRules(lists_max=REQUESTS_MAX[means.effort]),
     )  # fmt: skip
     nobody = np.zeros(0, dtype=np.int64)
     judged = Slice(cut_us, cut_us, nobody, nobody, np.zeros(0, dtype=np.bool_))
-    examples = Examples(from_us(cut_us), corpus_of(train, items), judged, items)
+    labels = None if means.labels == 1.0 else labelled(train, means.labels, seed)
+    corpus = corpus_of(train, items, bounds=means.bounds, labels=labels)
+    examples = Examples(from_us(cut_us), corpus, judged, items)
     return ReleaseParts(sources, choices, progress).fit(examples)
 
 
@@ -200,7 +211,12 @@ class _Known:
     of all that may be learned from."""
 
     def __init__(
-        self, items: Sequence[Item], cases: Cases, means: Means, history: EventsHistory, progress: Progress
+        self,
+        items: Sequence[Item],
+        cases: Cases,
+        means: Means,
+        history: EventsHistory,
+        texts: Embedded,
     ) -> None:
         self.end_us = int(cases.train.occurred_us[-1]) + 1
         if (cases.until_us == cases.until_us[0]).all():
@@ -208,11 +224,11 @@ class _Known:
         self._cases = cases
         self._items = items
         self._history = history
-        self._together = covisits(cases.train, self.end_us)
+        self._together = covisits(cases.train, self.end_us, means.bounds)
         codes, first = np.unique(cases.train.item_codes, return_index=True)
         times = cases.train.occurred_us[first].tolist()
         self._first_us = {cases.train.item_ids[c]: us for c, us in zip(codes.tolist(), times, strict=True)}
-        self.embedded = _Embedded(items, means, progress)
+        self.embedded = texts
         self._last: tuple[int, ItemTable] | None = None
 
     def at(self, moment_us: int) -> ItemTable:
@@ -322,7 +338,7 @@ def embedded(items: Sequence[Item], means: Means, progress: Progress) -> dict[st
     return found
 
 
-class _Embedded:
+class Embedded:
     """The text vectors of some items, made when they are first asked for."""
 
     def __init__(self, items: Sequence[Item], means: Means, progress: Progress) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from models.batched import one_thread
 from models.batches import Progress
 from models.metrics import MISSING
+from services.bounds import BOUNDED, Bounds
 from services.domain import Query, UserState, from_us
 from services.evaluation.asking import Asking
 from services.evaluation.files import Item
@@ -55,6 +56,7 @@ class Walk:
         stages_for: StagesFor,
         progress: Progress,
         processes: int = 1,
+        bounds: Bounds = BOUNDED,
     ) -> None:
         self.took: dict[Step, float] = dict.fromkeys(("catching up", "training", "walking"), 0.0)
         self._processes = processes
@@ -70,7 +72,7 @@ class Walk:
         with self._timed("catching up"):
             self._rows = Rows(stream.events)
             self._rows.advance(stream.start)
-            self._items = Items(stream.events, items, vectors)
+            self._items = Items(stream.events, items, vectors, bounds)
             self._items.advance(stream.start)
 
     def ranked(self, parts: Sequence[Segment], models: Sequence[str], depth: int, text: str) -> Mapping[str, Ranked]:

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from services.bounds import BOUNDED, Bounds
 from services.domain import (
     DAY_US,
     HIDDEN_MAX,
@@ -23,6 +24,7 @@ from services.item_parts import CovisitsPart, ItemChanged, StatsPart
 from services.items import ItemTable
 from services.ports import FeatureHistory
 from services.training.columns import EventColumns
+from services.training.trust import votes
 
 COVISIT_LAGS = 5
 COVISIT_HALF_LIFE_US = 30 * DAY_US
@@ -39,16 +41,17 @@ class ItemsAtCut:
     servable at the cut by its own date.
     """
 
-    def __init__(self, live_items: Callable[[], ItemTable], history: FeatureHistory) -> None:
+    def __init__(self, live_items: Callable[[], ItemTable], history: FeatureHistory, bounds: Bounds = BOUNDED) -> None:
         self._live_items = live_items
         self._history = history
+        self._bounds = bounds
 
     def __call__(self, before: EventColumns, cut_us: int) -> ItemTable:
         """A table of its own, which the caller may keep."""
         table = self._live_items()
         item_ids = tuple(dict.fromkeys((*table.item_ids(), *before.item_ids)))
         counts, stamps = self._history.items_at(item_ids, np.full(len(item_ids), cut_us, dtype=np.int64))
-        together = covisits(before, cut_us)
+        together = covisits(before, cut_us, self._bounds)
         seq = table.as_of
         nothing = CovisitsPart([], [])
         table.apply(
@@ -62,9 +65,9 @@ class ItemsAtCut:
         return table
 
 
-def covisits(before: EventColumns, cut_us: int) -> dict[str, CovisitsPart]:
+def covisits(before: EventColumns, cut_us: int, bounds: Bounds = BOUNDED) -> dict[str, CovisitsPart]:
     """What servers would have been told of items taken together by the events before the cut, strongest first."""
-    rows, columns, cosines = together_pairs(before, cut_us)
+    rows, columns, cosines = together_pairs(before, cut_us, votes(before, bounds))
     together: dict[str, CovisitsPart] = {}
     changes = np.concatenate([[True], rows[1:] != rows[:-1], [True]]) if len(rows) else np.zeros(0, dtype=np.bool_)
     for start, stop in pairwise(np.flatnonzero(changes).tolist()):
@@ -74,11 +77,15 @@ def covisits(before: EventColumns, cut_us: int) -> dict[str, CovisitsPart]:
 
 
 def together_pairs(
-    before: EventColumns, cut_us: int, per_item: int = COVISITS_PER_ITEM
+    before: EventColumns, cut_us: int, vote: NDArray[np.float64] | None = None, per_item: int = COVISITS_PER_ITEM
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Item codes, the items taken together with them and the shrunk cosines of the pairs, by item and then strongest
-    first: a pair's weight over both items' weight with anything. Weights are those of the live co-visits."""
-    rows, columns, weights = _pairs(before, cut_us, COVISIT_LAGS, COVISIT_HALF_LIFE_US, COVISIT_GAP_HALF_LIFE_US)
+    first: a pair's weight over both items' weight with anything. Weights are those of the live co-visits.
+
+    `vote` [N]: how much each event counts, 0 takes it out; the later one of a pair decides. None: all the same."""
+    believed = before.positive if vote is None else before.positive & (vote > 0)
+    liked, vote = before.keep(believed), None if vote is None else vote[believed]
+    rows, columns, weights = _pairs(liked, cut_us, COVISIT_LAGS, COVISIT_HALF_LIFE_US, COVISIT_GAP_HALF_LIFE_US, vote)
     totals = np.bincount(rows, weights=weights, minlength=len(before.item_ids)) + COVISIT_SHRINK
     return _strongest(rows, columns, weights / np.sqrt(totals[rows] * totals[columns]), per_item)
 
@@ -92,10 +99,16 @@ def covisit_pairs(
 
 
 def _pairs(
-    before: EventColumns, cut_us: int, lags: int, half_life_us: float, gap_half_life_us: float
+    before: EventColumns,
+    cut_us: int,
+    lags: int,
+    half_life_us: float,
+    gap_half_life_us: float,
+    votes: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     liked = before.keep(before.positive)
     order = np.lexsort((liked.occurred_us, liked.user_codes))
+    vote = np.ones(len(order)) if votes is None else votes[order]
     users, items, times = liked.user_codes[order], liked.item_codes[order].astype(np.int64), liked.occurred_us[order]
     size = max(len(before.item_ids), 1)
     keys, strengths = [], []
@@ -104,7 +117,7 @@ def _pairs(
         real = (users[:-lag] == users[lag:]) & (one != other)
         one, other, later = one[real], other[real], times[lag:][real]
         gap_us = later - times[:-lag][real]
-        strength = np.exp2(-(cut_us - later) / half_life_us - gap_us / gap_half_life_us)
+        strength = vote[lag:][real] * np.exp2(-(cut_us - later) / half_life_us - gap_us / gap_half_life_us)
         keys += [one * size + other, other * size + one]
         strengths += [strength, strength]
     pairs, place = np.unique(np.concatenate(keys), return_inverse=True)

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from models.batches import HeldOut, Prefixes, RankingExamples, Sequences
 from models.vocabulary import Vocabulary
+from services.bounds import BOUNDED, Bounds
 from services.domain import DAY_US, HOUR_US, SECOND_US
 from services.items import ItemTable
 from services.ports import FeatureHistory
 from services.signals import RANKING_FEATURES, HistoryBlock, ItemBlock, UserRows, model_features, ranking_features
 from services.training.columns import EventColumns
+from services.training.trust import taught, votes
 
 ITEMS_ASKED_AT_ONCE = 200_000
 ASKED_AHEAD_SHARE = 0.25
@@ -32,13 +34,17 @@ Counted = tuple[NDArray[np.float32], NDArray[np.int64]]
 @dataclass(frozen=True, slots=True)
 class Corpus:
     """The events before the cut in the words of a vocabulary. `rows` int64 [items]: the row of each item code, 0 for
-    items without a positive or negative event. Sequence u belongs to user code u. `text_vectors` are by `encoder`."""
+    items without a positive or negative event. Sequence u belongs to user code u. `text_vectors` are by `encoder`.
+
+    `taught` bool and `votes` float64 [events]: which are learned to foretell, and how much each counts."""
 
     events: EventColumns
     vocabulary: Vocabulary
     rows: NDArray[np.int64]
     text_vectors: NDArray[np.float32]
     sequences: Sequences
+    taught: NDArray[np.bool_]
+    votes: NDArray[np.float64]
     encoder: str = ""
 
 
@@ -93,8 +99,19 @@ class Candidates:
         return Candidates(self.rows[places], self.score[places], self.together[places])
 
 
-def corpus_of(before: EventColumns, items: ItemTable, encoder: str = "") -> Corpus:
-    """Vocabulary, text vectors and sequences of everything before the cut. No `encoder`: the one of most items."""
+def corpus_of(
+    before: EventColumns,
+    items: ItemTable,
+    encoder: str = "",
+    bounds: Bounds = BOUNDED,
+    labels: NDArray[np.bool_] | None = None,
+) -> Corpus:
+    """Vocabulary, text vectors and sequences of everything before the cut. No `encoder`: the one of most items.
+
+    `labels` bool [N]: the events that may be targets; None: all. The others are history alone."""
+    believed = taught(before, bounds)
+    if labels is not None:
+        believed &= labels
     of_interest = before.keep(before.weight != 0)
     codes = np.unique(of_interest.item_codes).astype(np.int64)
     item_ids = tuple(before.item_ids[code] for code in codes.tolist())
@@ -106,12 +123,13 @@ def corpus_of(before: EventColumns, items: ItemTable, encoder: str = "") -> Corp
         np.append(of_interest.user_codes, len(before.user_ids) - 1),  # one more event, taken out again: U is all users
         np.append(rows[of_interest.item_codes], 0),
         np.append(vocabulary.actions(before.kinds, of_interest.kind_codes, of_interest.weight), 0),
-        np.append(of_interest.weight > 0, False),
+        np.append(believed[before.weight != 0], False),
         np.append(of_interest.occurred_us // SECOND_US, np.iinfo(np.int64).max),
     )
     sequences = sequences.keep(sequences.rows > 0)
     encoder = encoder or items.encoder_of_most()
-    return Corpus(before, vocabulary, rows, text_matrix(items, item_ids, encoder), sequences, encoder)
+    vectors = text_matrix(items, item_ids, encoder)
+    return Corpus(before, vocabulary, rows, vectors, sequences, believed, votes(before, bounds), encoder)
 
 
 def text_matrix(items: ItemTable, item_ids: tuple[str, ...], encoder: str) -> NDArray[np.float32]:
@@ -155,6 +173,7 @@ def requests_between(
     positive = np.flatnonzero(events.weight > 0)
     _, first = np.unique(pairs[positive], return_index=True)
     fresh = np.sort(positive[first])
+    fresh = fresh[corpus.taught[fresh]]
     fresh = fresh[(events.occurred_us[fresh] >= since_us) & (events.occurred_us[fresh] < until_us)]
     if len(fresh) > requests_max:
         fresh = np.sort(np.random.default_rng(seed).choice(fresh, requests_max, replace=False))

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from services.domain import HISTORY_MAX, HOUR_US, SECOND_US
+from services.bounds import BOUNDED, Bounds, repeated
+from services.domain import HISTORY_MAX, HOUR_US
 from services.signals import COUNTS_WIDTH, HALF_LIVES_US, UserRows
 from services.training.columns import EventColumns
+from services.training.trust import votes
 
-COUNTED_ONCE_US = 30 * 60 * SECOND_US
 CONVERSION_KIND = "purchase"
 IMPRESSION_KIND = "impression"
 
@@ -23,7 +24,7 @@ IMPRESSION_KIND = "impression"
 class EventsHistory:
     """A FeatureHistory over the events of one log."""
 
-    def __init__(self, events: EventColumns, events_max: int = HISTORY_MAX) -> None:
+    def __init__(self, events: EventColumns, events_max: int = HISTORY_MAX, bounds: Bounds = BOUNDED) -> None:
         kept = np.flatnonzero(events.weight != 0)
         order = kept[np.lexsort((events.occurred_us[kept], events.user_codes[kept]))]
         self._events = events
@@ -33,7 +34,7 @@ class EventsHistory:
         self._user_offsets = np.searchsorted(events.user_codes[order], np.arange(len(events.user_ids) + 1))
         self._user_code = {user_id: code for code, user_id in enumerate(events.user_ids)}
         self._item_code = {item_id: code for code, item_id in enumerate(events.item_ids)}
-        self._hours = _HourCounts(events)
+        self._hours = _HourCounts(events, bounds)
 
     def users_at(self, user_ids: Sequence[str], times_us: NDArray[np.int64]) -> UserRows:
         """FeatureHistory."""
@@ -74,19 +75,19 @@ class EventsHistory:
 class _HourCounts:
     """Decayed counts per item, one row per hour in which something was counted, stamped at the hour's end."""
 
-    def __init__(self, events: EventColumns) -> None:
-        counted, column = _counted(events)
+    def __init__(self, events: EventColumns, bounds: Bounds) -> None:
+        counted, column, vote = _counted(events, bounds)
         items = events.item_codes[counted].astype(np.int64)
         stamps = (events.occurred_us[counted] // HOUR_US + 1) * HOUR_US
         order = np.lexsort((stamps, items))
-        items, stamps, column = items[order], stamps[order], column[order]
+        items, stamps, column, vote = items[order], stamps[order], column[order], vote[order]
         age_us = (stamps - events.occurred_us[counted][order]).astype(np.float64)
         fresh = np.ones(len(items), dtype=np.bool_)
         fresh[1:] = (items[1:] != items[:-1]) | (stamps[1:] != stamps[:-1])
         row = np.cumsum(fresh) - 1
         counts = np.zeros((int(fresh.sum()), COUNTS_WIDTH))
         for place, half_life in enumerate(HALF_LIVES_US):
-            shrunk = np.exp2(-age_us / half_life)
+            shrunk = vote * np.exp2(-age_us / half_life)
             for kind in range(3):
                 of_kind = (column & (1 << kind)) > 0
                 np.add.at(counts[:, kind * len(HALF_LIVES_US) + place], row[of_kind], shrunk[of_kind])
@@ -109,28 +110,20 @@ class _HourCounts:
         return counts, stamps
 
 
-def _counted(events: EventColumns) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The events that count, and per event the bits of the counters it adds to (impression 1, click 2, conversion 4).
-
-    A repetition by the same user on the same item with the same kind within COUNTED_ONCE_US does not count.
-    """
-    bits = np.array(
-        [1 if k == IMPRESSION_KIND else 4 if k == CONVERSION_KIND else 0 for k in events.kinds] or [0], dtype=np.int64
-    )[events.kind_codes] | np.where(events.weight > 0, 2, 0)
-    order = np.lexsort((events.occurred_us, events.kind_codes, events.item_codes, events.user_codes))
-    same = np.zeros(len(order), dtype=np.bool_)
-    if len(order) > 1:
-        now, before = order[1:], order[:-1]
-        same[1:] = (
-            (events.user_codes[now] == events.user_codes[before])
-            & (events.item_codes[now] == events.item_codes[before])
-            & (events.kind_codes[now] == events.kind_codes[before])
-            & (events.occurred_us[now] - events.occurred_us[before] < COUNTED_ONCE_US)
-        )
-    repeated = np.zeros(len(order), dtype=np.bool_)
-    repeated[order] = same
-    counted = np.flatnonzero((bits > 0) & ~repeated)
-    return counted, bits[counted]
+def _counted(events: EventColumns, bounds: Bounds) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """The events that count, the bits of the counters that each adds to (impression 1, click 2, conversion 4), and how
+    much: a positive one its vote, an impression 1 unless it repeats another."""
+    bought, shown = (np.array([each == kind for each in events.kinds] or [False])[events.kind_codes] for kind in
+                     (CONVERSION_KIND, IMPRESSION_KIND))  # fmt: skip
+    weights = votes(events, bounds)
+    seen = np.flatnonzero(shown & ~events.positive)
+    again, _ = repeated(
+        events.user_codes[seen], events.item_codes[seen], events.kind_codes[seen], events.occurred_us[seen]
+    )
+    weights[seen] = ~again
+    bits = np.where(events.positive, np.where(bought, 6, 2), 1)
+    counted = np.flatnonzero(weights > 0)
+    return counted, bits[counted], weights[counted]
 
 
 def _accumulated(

@@ -107,6 +107,7 @@ class Trends:
         liked = corpus.events.keep(corpus.events.positive)
         self._rows = corpus.rows[liked.item_codes]
         self._times = liked.occurred_us
+        self._votes = corpus.votes[corpus.events.positive]
         self._counts = np.zeros((2, len(corpus.vocabulary)))
         self._half_lives = np.array([[DAY_US], [7 * DAY_US]], dtype=np.float64)
         self._limit = limit
@@ -131,7 +132,7 @@ class Trends:
         self._counts *= np.exp2(-(hour_us - self._hour_us) / self._half_lives)
         age_us = hour_us - self._times[first:last]
         for counts, half_life in zip(self._counts, self._half_lives[:, 0], strict=True):
-            np.add.at(counts, self._rows[first:last], np.exp2(-age_us / half_life))
+            np.add.at(counts, self._rows[first:last], self._votes[first:last] * np.exp2(-age_us / half_life))
         self._hour_us = hour_us
 
 

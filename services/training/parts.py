@@ -18,6 +18,7 @@ from models.checkpoint import forget
 from models.config import BlockName, Effort, ModelConfig, Size
 from models.fit import FittedTower, assemble, fit_reranker
 from models.release import ModelRelease, ReleaseDamaged
+from services.bounds import BOUNDED, Bounds
 from services.domain import BadRequest, Metric, ReleaseInfo, ReleaseInvalid, Verdict, from_us, to_us
 from services.items import ItemTable
 from services.ports import LIVE_ITEMS_KEPT, FeatureHistory
@@ -95,6 +96,7 @@ class Choices:
     served: ServedRules = field(default_factory=ServedRules)
     plan: Plan | None = None
     embedded_by: str = ""
+    bounds: Bounds = BOUNDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         before = events.before(cut_us)
         items = self._sources.items_at(before, cut_us)
         self._progress(2, 3, "sequences")
-        corpus = corpus_of(before, items, self._choices.embedded_by)
+        corpus = corpus_of(before, items, self._choices.embedded_by, self._choices.bounds)
         self._progress(3, 3, "examples read")
         log.info("training_read", events=len(events), before=len(before), judged=len(judged), items=len(items))
         return Examples(now, corpus, judged, items)
@@ -216,7 +218,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
             raise BadRequest(f"nobody did anything new since release {release.release_id} was cut: nothing to measure")
         before = events.before(cut_us)
         items = self._sources.items_at(before, cut_us)
-        examples = Examples(now, corpus_of(before, items), judged, items)
+        examples = Examples(now, corpus_of(before, items, bounds=self._choices.bounds), judged, items)
         loaded, features = self._sources.load(release), self._features(examples)
         return self._judged(loaded, self._orders(loaded, features, examples), None, features, examples).metrics
 

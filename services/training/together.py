@@ -59,7 +59,8 @@ class Together:
     def _work_out(self, now_us: int) -> None:
         self._until_us = now_us
         rows = self._corpus.rows
-        ones, others, cosines = together_pairs(self._corpus.events.before(now_us), now_us)
+        until = self._corpus.events.before(now_us)
+        ones, others, cosines = together_pairs(until, now_us, self._corpus.votes[: len(until)])
         order = np.argsort(rows[ones], kind="stable")  # strongest first, still
         self._others, self._weights = rows[others][order], cosines[order]
         self._offsets = np.searchsorted(rows[ones][order], np.arange(len(self._corpus.vocabulary) + 1))

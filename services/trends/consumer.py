@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy import Connection, Engine
 
 from services import intake
+from services.bounds import BOUNDED, Bounds, Share
 from services.domain import (
     HOUR_US,
     SECOND_US,
@@ -35,18 +36,16 @@ from services.tables import next_number
 from services.telemetry import EVENTS_REJECTED
 from services.trends import store
 from services.trends.counters import (
-    CLICK,
-    CONVERSION,
     IMPRESSION,
     RING_MAX,
-    Deltas,
     HourCounts,
     Once,
     Standing,
     decayed_hours,
     end_us,
 )
-from services.trends.covisits import Pairs, Users
+from services.trends.covisits import Users
+from services.trends.tally import IMPRESSION_KIND, Action, Tally
 
 WriteParts = Callable[[Connection, Sequence[tuple[str, Payload]], Arrived | None], int]
 """Writes parts of the change feed inside the caller's transaction; `services.catalogue.live.write_parts`."""
@@ -60,8 +59,6 @@ clock alone, a consumer that is slow for any reason flushes few events at a time
 FLUSH_S_MAX = 60.0
 """However long flushes take, what is counted is stored this often."""
 IDLE_HOUR_S = 60.0
-PURCHASE = "purchase"
-IMPRESSION_KIND = "impression"
 _LOCK = "trends_flush"
 _log = structlog.get_logger()
 
@@ -75,6 +72,7 @@ class TrendsSettings:
     covisits_items_max: int = 50
     impressions_from: str = "slates"
     ring_max: int = RING_MAX
+    bounds: Bounds = BOUNDED
 
 
 @dataclass(slots=True)
@@ -86,6 +84,7 @@ class _Owned:
     next_offset: int
     newest_us: int
     until_us: int
+    share: Share
     stored: store.Stored | None
 
 
@@ -93,8 +92,7 @@ class _Owned:
 class _Buffer:
     """What came since the last flush."""
 
-    deltas: Deltas = field(default_factory=Deltas)
-    pairs: Pairs = field(default_factory=Pairs)
+    tally: Tally = field(default_factory=Tally)
     messages: int = 0
     moments: list[tuple[datetime, bool]] = field(default_factory=list)
 
@@ -206,17 +204,8 @@ class TrendsConsumer:
         shown = event.kind == IMPRESSION_KIND and self._settings.impressions_from == "clients"
         if not positive and not shown:
             return
-        pair_key = hash64(f"{event.user_id}\x1f{event.item_id}\x1f{event.kind}")
-        if not owned.once.counts(hash64(event.event_id), pair_key, occurred_us):
-            return
-        if shown:
-            self._buffer.deltas.add(event.item_id, occurred_us, IMPRESSION)
-            return
-        self._buffer.deltas.add(event.item_id, occurred_us, CLICK)
-        if event.kind == PURCHASE:
-            self._buffer.deltas.add(event.item_id, occurred_us, CONVERSION)
-        others = self._users.met(event.user_id, event.item_id, occurred_us)
-        self._buffer.pairs.add(event.item_id, occurred_us, others)
+        action = Action(hash64(event.event_id), event.user_id, event.item_id, event.kind, occurred_us, positive)
+        self._buffer.tally.take(action, owned.once, owned.share, self._users, self._settings.bounds)
 
     def _take_slate(self, owned: _Owned, slate: Slate) -> None:
         asked_us = to_us(slate.asked_at)
@@ -226,7 +215,7 @@ class TrendsConsumer:
             shown_key = hash64(f"{slate.request_id}\x1f{pick.item_id}")
             pair_key = hash64(f"{who}\x1f{pick.item_id}\x1f{IMPRESSION_KIND}")
             if owned.once.counts(shown_key, pair_key, asked_us):
-                self._buffer.deltas.add(pick.item_id, asked_us, IMPRESSION)
+                self._buffer.tally.deltas.add(pick.item_id, asked_us, IMPRESSION)
 
     def _load_users(self, user_ids: Iterable[str]) -> None:
         unknown = {user_id for user_id in user_ids if user_id not in self._users}
@@ -280,7 +269,7 @@ class TrendsConsumer:
         for partition, owned in self._owned.items():
             store.store_once(connection, partition, owned.once)
         store.store_users(connection, self._users)
-        sums = self._buffer.deltas.sums()
+        sums = self._buffer.tally.deltas.sums()
         store.add_hours(connection, sums)
         return sums
 
@@ -291,7 +280,9 @@ class TrendsConsumer:
         mine: dict[Partition, store.Stored] = {}
         for partition, owned in self._owned.items():
             caught_up_us = to_us(now) - GRACE_US if partition in ended else 0
-            state = store.PartitionState(max(owned.until_us, owned.newest_us, caught_up_us), owned.newest_us)
+            until_us = max(owned.until_us, owned.newest_us, caught_up_us)
+            share = Share(owned.share.newcomers, owned.share.events)
+            state = store.PartitionState(until_us, owned.newest_us, share)
             mine[partition] = store.Stored(owned.log_id, owned.next_offset, state)
         store.store_partitions(connection, mine)
         everywhere = {p: each for p, each in {**stored, **mine}.items() if p.topic in self.topics}
@@ -321,7 +312,7 @@ class TrendsConsumer:
             self._history.append_item_live(touched, counts, stamps, written_us, now)
         parts: list[tuple[str, Payload]] = list(zip(touched, stats, strict=True))
         covisits = store.add_pairs(
-            connection, self._buffer.pairs.weights, progress.newest_us, self._settings.covisits_items_max
+            connection, self._buffer.tally.pairs.weights, progress.newest_us, self._settings.covisits_items_max
         )
         parts += [(item_id, CovisitsPart(row.item_ids, row.weights)) for item_id, row in covisits]
         self._write_parts(connection, parts, arrived("stats", self._buffer.moments))
@@ -380,9 +371,11 @@ def _owned(
     """The partition as stored; of another log only what it remembers and how far its time is, not its offset."""
     once = store.load_once(connection, partition, settings.ring_max)
     if stored is None:
-        return _Owned(once, log_id, 0, 0, 0, None)
+        return _Owned(once, log_id, 0, 0, 0, Share(), None)
     next_offset = stored.next_offset if stored.log_id == log_id else 0
-    return _Owned(once, log_id, next_offset, stored.state.newest_us, stored.state.until_us, stored)
+    state = stored.state
+    share = Share(state.share.newcomers, state.share.events)
+    return _Owned(once, log_id, next_offset, state.newest_us, state.until_us, share, stored)
 
 
 def stats_part(standing: Standing, newest_us: int, written_us: int) -> StatsPart:

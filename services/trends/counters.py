@@ -14,10 +14,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from services.domain import HOUR_US, SECOND_US
+from services.bounds import ONCE_US
+from services.domain import HOUR_US
 from services.signals import COUNTERS, COUNTS_WIDTH, HALF_LIVES_US
 
-ONCE_US = 30 * 60 * SECOND_US
+FOREVER_US = 2**62
 RING_MAX = 100_000
 CHUNK = 1000
 UNIT = 2**32
@@ -44,6 +45,15 @@ class Once:
             self._append(entry)
         self._stored = written
         self.written = written
+
+    def knows(self, event_key: int) -> bool:
+        """Whether this very event was here before."""
+        return event_key in self._known
+
+    def since_last_us(self, pair_key: int, occurred_us: int) -> int:
+        """How far from the last counted event of a (user, item, kind) this time is; far more than a day: none known."""
+        last_us = self._counted.get(pair_key)
+        return FOREVER_US if last_us is None else abs(occurred_us - last_us)
 
     def counts(self, event_key: int, pair_key: int, occurred_us: int) -> bool:
         """Whether this event counts; remembers it either way (but an event that was here before leaves no trace)."""
@@ -102,15 +112,17 @@ class Deltas:
         self._item_ids: list[str] = []
         self._occurred_us: list[int] = []
         self._counters: list[int] = []
+        self._votes: list[float] = []
 
     def __len__(self) -> int:
         return len(self._item_ids)
 
-    def add(self, item_id: str, occurred_us: int, counter: int) -> None:
-        """One event of IMPRESSION, CLICK or CONVERSION."""
+    def add(self, item_id: str, occurred_us: int, counter: int, vote: float = 1.0) -> None:
+        """One event of IMPRESSION, CLICK or CONVERSION, and how much of one it is."""
         self._item_ids.append(item_id)
         self._occurred_us.append(occurred_us)
         self._counters.append(counter)
+        self._votes.append(vote)
 
     def sums(self) -> HourCounts:
         """The sums per item and hour, ordered by first appearance of the item, then by hour."""
@@ -120,7 +132,8 @@ class Deltas:
         hours = occurred // HOUR_US
         pairs, place = np.unique(codes << 32 | hours, return_inverse=True)
         left_us = ((hours + 1) * HOUR_US - occurred)[:, None]
-        units = np.rint(np.exp2(-left_us / np.asarray(HALF_LIVES_US, dtype=np.float64)) * UNIT).astype(np.int64)
+        kept = np.exp2(-left_us / np.asarray(HALF_LIVES_US, dtype=np.float64)) * np.asarray(self._votes)[:, None]
+        units = np.rint(kept * UNIT).astype(np.int64)
         sums = np.zeros((len(pairs), COUNTS_WIDTH), dtype=np.int64)
         columns = np.asarray(self._counters, dtype=np.int64)[:, None] * len(HALF_LIVES_US) + np.arange(
             len(HALF_LIVES_US)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
+from services.bounds import Record
 from services.domain import DAY_US
 
 EPOCH_US = 50 * 365 * DAY_US
@@ -24,10 +25,16 @@ SHRINK = 10.0
 
 
 class Recent(msgspec.Struct, array_like=True):
-    """The last distinct positive items of a user and when, newest first; at most RECENT_MAX."""
+    """The last distinct positive items of a user and when, newest first, at most RECENT_MAX; and what is remembered of
+    the user. What an earlier program stored has no record: it is begun from the times."""
 
     item_ids: list[str]
     times_us: list[int]
+    record: Record = msgspec.field(default_factory=Record)
+
+    def __post_init__(self) -> None:
+        if self.times_us and self.record.newest_us == 0:
+            self.record.since_us, self.record.newest_us = min(self.times_us), max(self.times_us)
 
 
 class Row(msgspec.Struct, array_like=True):
@@ -58,12 +65,7 @@ class Users:
 
     def met(self, user_id: str, item_id: str, occurred_us: int) -> tuple[tuple[str, int], ...]:
         """A positive event: the user's recent other items and their times; the item becomes one of them."""
-        recent = self._recent.get(user_id)
-        if recent is None:
-            recent = self._recent[user_id] = Recent([], [])
-        else:
-            self._recent.move_to_end(user_id)
-        self._unstored[user_id] = recent
+        recent = self._changing(user_id)
         if item_id in recent.item_ids:
             place = recent.item_ids.index(item_id)
             del recent.item_ids[place], recent.times_us[place]
@@ -72,6 +74,10 @@ class Users:
         recent.times_us.insert(0, occurred_us)
         del recent.item_ids[RECENT_MAX:], recent.times_us[RECENT_MAX:]
         return others
+
+    def record(self, user_id: str) -> Record:
+        """What is remembered of a user; the caller adds to it."""
+        return self._changing(user_id).record
 
     def unstored(self) -> Mapping[str, Recent]:
         """What changed since `stored`."""
@@ -83,6 +89,15 @@ class Users:
         while len(self._recent) > self._users_max:
             self._recent.popitem(last=False)
 
+    def _changing(self, user_id: str) -> Recent:
+        recent = self._recent.get(user_id)
+        if recent is None:
+            recent = self._recent[user_id] = Recent([], [])
+        else:
+            self._recent.move_to_end(user_id)
+        self._unstored[user_id] = recent
+        return recent
+
 
 class Pairs:
     """The pairs met since the last flush, in both directions."""
@@ -90,15 +105,15 @@ class Pairs:
     def __init__(self) -> None:
         self.weights: dict[str, dict[str, float]] = {}
 
-    def add(self, item_id: str, occurred_us: int, others: tuple[tuple[str, int], ...]) -> None:
-        """An item met by a user who had met the others before."""
+    def add(self, item_id: str, occurred_us: int, others: tuple[tuple[str, int], ...], vote: float = 1.0) -> None:
+        """An item met by a user who had met the others before, and how much the meeting counts."""
         if not others:
             return
         here = self.weights.setdefault(item_id, {})
         for other, other_us in others:
             gap_us = abs(occurred_us - other_us)
             grown = (max(occurred_us, other_us) - EPOCH_US) / HALF_LIFE_US
-            weight = 2.0 ** (grown - gap_us / GAP_HALF_LIFE_US)
+            weight = vote * 2.0 ** (grown - gap_us / GAP_HALF_LIFE_US)
             there = self.weights.setdefault(other, {})
             here[other] = here.get(other, 0.0) + weight
             there[item_id] = there.get(item_id, 0.0) + weight

@@ -10,22 +10,19 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from services.domain import hash64
+from services.bounds import BOUNDED, Bounds, Share
 from services.item_parts import CovisitsPart, ItemChanged
-from services.trends.consumer import IMPRESSION_KIND, PURCHASE, stats_part
+from services.trends.consumer import stats_part
 from services.trends.counters import (
-    CLICK,
-    CONVERSION,
-    IMPRESSION,
     NOTHING,
     RING_MAX,
-    Deltas,
     HourCounts,
     Once,
     Standing,
     cumulated,
 )
 from services.trends.covisits import Pairs, Row, Users, merged, similar
+from services.trends.tally import IMPRESSION_KIND, Action, Tally
 
 Hour = tuple[int, NDArray[np.int64]]
 """An hour and what was counted in it, in units [COUNTS_WIDTH]."""
@@ -34,11 +31,13 @@ Hour = tuple[int, NDArray[np.int64]]
 class MemoryTrends:
     """Item counts and co-visits. Events come in time order; a flush tells what they changed."""
 
-    def __init__(self, covisits_items_max: int = 50, ring_max: int = RING_MAX) -> None:
+    def __init__(self, covisits_items_max: int = 50, ring_max: int = RING_MAX, bounds: Bounds = BOUNDED) -> None:
         self._limit = covisits_items_max
         self._once = Once(ring_max)
         self._users = Users()
-        self._deltas, self._pairs = Deltas(), Pairs()
+        self._share = Share()
+        self._bounds = bounds
+        self._tally = Tally()
         self._closed: dict[str, Standing] = {}
         self._open: dict[str, Hour] = {}
         self._together: dict[str, tuple[float, Row]] = {}
@@ -48,25 +47,16 @@ class MemoryTrends:
         """One event with the signed weight of its kind. Impressions are events here: there are no slates."""
         assert occurred_us >= self._newest_us, f"an event of {occurred_us} after one of {self._newest_us}"
         self._newest_us = occurred_us
-        shown = kind == IMPRESSION_KIND
-        if weight <= 0 and not shown:
-            return
-        if not self._once.counts(event_key, hash64(f"{user_id}\x1f{item_id}\x1f{kind}"), occurred_us):
-            return
-        if shown:
-            self._deltas.add(item_id, occurred_us, IMPRESSION)
-            return
-        self._deltas.add(item_id, occurred_us, CLICK)
-        if kind == PURCHASE:
-            self._deltas.add(item_id, occurred_us, CONVERSION)
-        self._pairs.add(item_id, occurred_us, self._users.met(user_id, item_id, occurred_us))
+        if weight > 0 or kind == IMPRESSION_KIND:
+            action = Action(event_key, user_id, item_id, kind, occurred_us, weight > 0)
+            self._tally.take(action, self._once, self._share, self._users, self._bounds)
 
     def flush(self, seq: int) -> list[ItemChanged]:
         """What changed since the last flush, numbered `seq`, as the change feed would say it."""
-        if not len(self._deltas):
+        if not len(self._tally.deltas):
             return []
-        deltas, pairs = self._deltas, self._pairs
-        self._deltas, self._pairs = Deltas(), Pairs()
+        deltas, pairs = self._tally.deltas, self._tally.pairs
+        self._tally = Tally()
         self._once.stored()
         self._users.stored()
         return self._counts(deltas.sums(), seq) + self._covisits(pairs, seq)

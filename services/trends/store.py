@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, and_, delete, select
 from sqlalchemy import Row as SqlRow
 
+from services.bounds import Share
 from services.domain import Partition
 from services.signals import COUNTS_WIDTH
 from services.tables import (
@@ -46,10 +47,12 @@ _row_decoder = msgspec.msgpack.Decoder(Row)
 
 
 class PartitionState(msgspec.Struct, array_like=True):
-    """How far a partition is: `until_us`, no earlier event is expected; `newest_us`, its newest event."""
+    """How far a partition is: `until_us`, no earlier event is expected; `newest_us`, its newest event; whose events
+    counted so far."""
 
     until_us: int = 0
     newest_us: int = 0
+    share: Share = msgspec.field(default_factory=Share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +253,7 @@ def load_recent(connection: Connection, user_ids: Collection[str]) -> dict[str, 
 def store_users(connection: Connection, users: Users) -> None:
     """Write the users that changed."""
     rows = [
-        {"user_id": user_id, "at_us": max(recent.times_us), "payload": _encoder.encode(recent)}
+        {"user_id": user_id, "at_us": recent.record.newest_us, "payload": _encoder.encode(recent)}
         for user_id, recent in users.unstored().items()
     ]
     upsert(connection, trend_users, rows)

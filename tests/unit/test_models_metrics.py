@@ -33,7 +33,7 @@ def test_full_softmax_leaves_row_0_out() -> None:
     users = torch.tensor([[1.0, 0.0]])
     items = torch.tensor([[9.0, 9.0], [1.0, 0.0], [0.0, 1.0]])
     # Logits 2 and 0 at temperature .5: -log(e^2 / (e^2 + 1)).
-    found = full_softmax(users, items, torch.tensor([1]), torch.tensor([3.0]), temperature=0.5)
+    found = full_softmax(users, items, torch.tensor([1]), torch.tensor([1.0]), temperature=0.5)
     assert found.item() == pytest.approx(math.log(1 + math.exp(-2)))
 
 

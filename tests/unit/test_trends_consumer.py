@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, select
 
 from services import wire
+from services.bounds import UNBOUNDED, Bounds
 from services.catalogue.live import ItemFeed, write_parts
 from services.domain import (
     HOUR_US,
@@ -39,9 +40,11 @@ from services.items import ItemTable
 from services.memory import MemoryBus, MemorySource
 from services.signals import decayed
 from services.tables import open_database, trend_covisits
+from services.training.columns import columns_of_rows
+from services.training.history import EventsHistory
 from services.trends import store
 from services.trends.consumer import TrendsConsumer, TrendsSettings
-from services.trends.covisits import Row
+from services.trends.covisits import Recent, Row
 
 START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 ITEMS = [f"i{n}" for n in range(7)]
@@ -58,10 +61,11 @@ class World:
     rows: dict[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)
     appended: int = 0
     live: MemoryHistory = field(default_factory=lambda: MemoryHistory(lambda: ()))
+    settings: TrendsSettings = field(default_factory=TrendsSettings)
 
     def consumer(self, settings: TrendsSettings | None = None, **kept: object) -> TrendsConsumer:
         return TrendsConsumer(
-            self.engine, RULES, self, write_parts, self.bus.log_id, self.now, settings or TrendsSettings()
+            self.engine, RULES, self, write_parts, self.bus.log_id, self.now, settings or self.settings
         )
 
     def now(self) -> datetime:
@@ -520,3 +524,50 @@ def test_long_flushes_stand_further_apart_while_messages_keep_coming(world: Worl
         if consumer.apply(source.poll(50, 0)):
             flushed_at.append((before - START).total_seconds())
     assert flushed_at == [5.0, 17.0, 29.0, 41.0]  # the first after flush_s; then 3 s of 12, not 3 s of 5
+
+
+def visits(count: int = 400) -> list[Event]:
+    """Thirty days of known users, of newcomers from the twentieth day on, and of a machine on the twenty-fifth."""
+    events = [click(n, f"k{n % 9}", f"i{n * n % 7}", START + timedelta(hours=1.7 * n)) for n in range(count)]
+    events += [click(1000 + n, f"n{n}", f"i{n % 3}", START + timedelta(days=20, hours=n)) for n in range(60)]
+    events += [click(2000 + n, "m", f"i{n % 5}", START + timedelta(days=25, minutes=9 * n)) for n in range(150)]
+    return sorted(events, key=lambda event: event.occurred_at)
+
+
+def test_votes_are_the_same_after_restarts_on_the_way_and_in_training(tmp_path: Path) -> None:
+    bounds = Bounds(30, 0.25)
+    worlds = [new_world(tmp_path / name, partitions=1) for name in ("whole.db", "restarted.db")]
+    for made, restart_every in zip(worlds, (1000, 3), strict=True):
+        made.settings = TrendsSettings(flush_events=100, bounds=bounds)
+        made.clock[0] = START + timedelta(days=60)
+        made.bus.publish([wire.encode_event(event) for event in visits()])
+        for _ in range(20):  # each reads what it reads and is gone, without a stop; the last ones find nothing more
+            source, consumer = made.bus.source("trends", consumer_topics(made)), made.consumer()
+            run(source, consumer, restart_every)
+            source.close()
+        source, consumer = made.bus.source("trends", consumer_topics(made)), made.consumer()
+        run(source, consumer)
+        source.commit(consumer.stop(()))
+        source.close()
+    whole, restarted = worlds
+    assert whole.rows == restarted.rows, "hours are exact sums"
+    assert stored_covisits(whole) == pytest.approx(stored_covisits(restarted))
+    rows = [(e.user_id, e.item_id, e.kind, to_us(e.occurred_at), None) for e in visits()]
+    trained = EventsHistory(columns_of_rows(rows, RULES), bounds=bounds)
+    (item_ids, stamps), counts = zip(*whole.rows, strict=True), list(whole.rows.values())
+    expected, _ = trained.items_at(item_ids, np.array(stamps))
+    np.testing.assert_allclose(counts, expected, rtol=1e-5)
+    unbounded, _ = EventsHistory(columns_of_rows(rows, RULES), bounds=UNBOUNDED).items_at(item_ids, np.array(stamps))
+    assert not np.allclose(counts, unbounded, rtol=0.01), (
+        "a stream that the bounds change nothing of would prove nothing"
+    )
+
+
+def stored_covisits(world: World) -> dict[str, float]:
+    with world.engine.connect() as connection:
+        return {row.item_id: row.total for row in connection.execute(select(trend_covisits))}
+
+
+def test_a_user_row_of_an_earlier_program_is_known_since_its_oldest_item() -> None:
+    stored = msgspec.msgpack.decode(msgspec.msgpack.encode((["b", "a"], [20, 10])), type=Recent)
+    assert (stored.record.since_us, stored.record.newest_us) == (10, 20)

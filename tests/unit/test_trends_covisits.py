@@ -20,7 +20,8 @@ def test_meeting_an_item_again_moves_it_to_the_front_and_never_pairs_it_with_its
     for place, item_id in enumerate("aba"):
         others = users.met("u", item_id, place)
     assert others == (("b", 1),)
-    assert users.unstored()["u"] == Recent(["a", "b"], [2, 1])
+    stored = users.unstored()["u"]
+    assert (stored.item_ids, stored.times_us) == (["a", "b"], [2, 1])
 
 
 def test_users_beyond_the_bound_are_forgotten_only_once_they_are_stored() -> None:
