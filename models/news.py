@@ -117,9 +117,8 @@ class NewsNetwork(nn.Module):
         self.straight = nn.Linear(3, 1)
         self.scale = nn.Parameter(torch.ones(()))
         self.shift = nn.Parameter(torch.zeros(()))
-        for last in (self.said_to_logit[-1], self.straight):  # an untrained one says the same of everything
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        for last in (*self.said_to_logit[-1].parameters(), *self.straight.parameters()):
+            nn.init.zeros_(last)  # an untrained one says the same of everything
 
     def vectors(self, tokens: Tensor, real: Tensor) -> Tensor:
         """Titles by their tokens [n, L] or [n, L, W]: one vector each. [n, W]; 0 for a title without any."""
@@ -127,7 +126,8 @@ class NewsNetwork(nn.Module):
         asked = self.asks(torch.tanh(self.pool(states)))[..., 0].masked_fill(~real, MASKED)
         pooled = (asked.softmax(dim=1)[..., None] * states).sum(dim=1)
         some: Tensor = real.any(dim=1, keepdim=True).to(pooled.dtype)
-        return pooled * some
+        vectors: Tensor = pooled * some
+        return vectors
 
     def forward(self, history: Tensor, real: Tensor, candidates: Tensor) -> Tensor:
         """Logits [B, C] of title vectors: history [B, H, W] (oldest first), real [B, H], candidates [B, C, W]."""
@@ -136,7 +136,8 @@ class NewsNetwork(nn.Module):
         likeness = torch.cat([self._likeness(history, real, candidates), null_share], dim=-1)  # [B, C, 3]
         joined = torch.cat([candidates, said, candidates * said, likeness], dim=-1)
         logits = (self.said_to_logit(self.dropout(joined)) + self.straight(likeness))[..., 0]
-        return logits * self.scale + self.shift
+        scaled: Tensor = logits * self.scale + self.shift
+        return scaled
 
     def _read(self, history: Tensor, real: Tensor) -> Tensor:
         """What was read, each title in the light of the others. [B, H, W]"""

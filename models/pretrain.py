@@ -91,7 +91,8 @@ def hidden_of(real: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.b
     """Which events of B stretches are hidden: about HIDDEN_SHARE, at least one, never all. [B, H]"""
     order = np.where(real, rng.random(real.shape), 2.0).argsort(axis=1).argsort(axis=1)
     wanted = np.maximum(1, np.rint(HIDDEN_SHARE * real.sum(axis=1)).astype(np.int64))
-    return real & (order < np.minimum(wanted, real.sum(axis=1) - 1)[:, None])
+    hidden: NDArray[np.bool_] = real & (order < np.minimum(wanted, real.sum(axis=1) - 1)[:, None])
+    return hidden
 
 
 def view_of(stretches: Stretches, rng: np.random.Generator) -> Stretches:

@@ -107,10 +107,11 @@ def votes_of(
     places = np.flatnonzero(positive)
     if not len(places):
         return votes
-    users, times = users[places].astype(np.int64), occurred_us[places]
-    again, again_today = repeated(users, items[places], kinds[places], times)
-    counted = ~again & within_day(users, times, bounds.events_per_day_max)
-    places, newcomer, again_today = places[counted], newcomers(users, times)[counted], again_today[counted]
+    owners: NDArray[np.int64] = users[places].astype(np.int64)
+    times = occurred_us[places]
+    again, again_today = repeated(owners, items[places], kinds[places], times)
+    counted = ~again & within_day(owners, times, bounds.events_per_day_max)
+    places, newcomer, again_today = places[counted], newcomers(owners, times)[counted], again_today[counted]
     first = ~again_today
     few = 2 * _before(first & newcomer) < _before(first)
     light = newcomer & few & (bounds.newcomer_weight < 1.0)

@@ -45,13 +45,13 @@ class Popularity:
         size = len(liked.item_ids)
         vote = np.ones(len(liked)) if self.votes is None else self.votes[cases.train.positive]
         if self.window_us is None and not cases.streamed:
-            counts = np.bincount(liked.item_codes, vote, minlength=size)
+            counts = np.bincount(liked.item_codes, vote, minlength=size).astype(np.float64)
             return np.broadcast_to(counts, (len(places), size)).copy()
         moments, place = np.unique(cases.until_us[places], return_inverse=True)
         first = np.searchsorted(liked.occurred_us, moments - (EVER_US if self.window_us is None else self.window_us))
         last = np.searchsorted(liked.occurred_us, moments)
         found = [np.bincount(liked.item_codes[a:b], vote[a:b], size) for a, b in zip(first, last, strict=True)]
-        return np.stack(found)[place]
+        return np.stack(found).astype(np.float64)[place]
 
 
 @dataclass(frozen=True, slots=True)

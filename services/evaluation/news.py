@@ -201,9 +201,9 @@ def _taught(
             return Taught(read.lists(some), f"learned from {len(some):,} lists ({of})", True)
     code = {item_id: n for n, item_id in enumerate(events.item_ids)}
     published = [(each.published_us, code[each.item_id]) for each in items if each.published_us]
-    lists = _of_made(made_of(events, published, most, config.seed), events, read)
-    told = f"learned from {len(lists):,} lists made of the events: each click beside titles alive then, not shown"
-    return Taught(lists, told, False)
+    made = _of_made(made_of(events, published, most, config.seed), events, read)
+    told = f"learned from {len(made):,} lists made of the events: each click beside titles alive then, not shown"
+    return Taught(made, told, False)
 
 
 def _of_made(made: Made, events: EventColumns, read: _Read) -> NewsLists:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from services.archive.reading import Fields
 from services.domain import BadRequest, WireError
 from services.evaluation import files
 from services.fields import id_text, number_of
@@ -198,13 +199,13 @@ def _look_for_the_mistake(path: Path) -> None:
         raise BadRequest(f"{path} holds no impression")
 
 
-def _clicked(fields: files.Fields) -> None:
+def _clicked(fields: Fields) -> None:
     given = fields.get("clicked")
     if str(given).strip().lower() not in (*TRUE, *FALSE):
         raise WireError("bad_clicked", f"must be 1 or 0, not {given!r}")
 
 
-def _position(fields: files.Fields) -> None:
+def _position(fields: Fields) -> None:
     given = fields.get("position")
     if given in (None, ""):
         return
@@ -213,7 +214,7 @@ def _position(fields: files.Fields) -> None:
         raise WireError("bad_position", f"must be a whole number from 1 on, not {given!r}")
 
 
-def _propensity(fields: files.Fields) -> None:
+def _propensity(fields: Fields) -> None:
     given = fields.get("propensity")
     if given not in (None, "") and not 0 < number_of(given) <= 1:
         raise WireError("bad_propensity", f"must be above 0 and at most 1, not {given!r}")

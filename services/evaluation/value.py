@@ -41,8 +41,8 @@ def value_of(weights: Numbers, clicked: NDArray[np.bool_], owners: NDArray[np.in
     clipped = np.minimum(weights, WEIGHT_MAX * weights[some].mean())
     lists = int(owners.max()) + 1
     rows = np.bincount(owners, minlength=lists).astype(np.float64)
-    above = np.bincount(owners, clipped * clicked, minlength=lists)
-    below = np.bincount(owners, clipped, minlength=lists)
+    above = np.bincount(owners, clipped * clicked, minlength=lists).astype(np.float64)
+    below = np.bincount(owners, clipped, minlength=lists).astype(np.float64)
     means = [PerCase(_ratio(above, weight), weight) for weight in (rows, below)]
     ips, snips = (each.interval() for each in resampled(means))
     return Value(ips, snips, float(clipped.sum() ** 2 / np.square(clipped).sum()), int(some.sum()))

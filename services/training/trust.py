@@ -72,7 +72,7 @@ def _borne_out(items: NDArray[np.int32], new: NDArray[np.bool_]) -> NDArray[np.b
     so_far = np.empty((2, len(order)), dtype=np.int64)
     for row, mask in enumerate((new, ~new)):
         summed = np.cumsum(mask[order])
-        before = (summed - mask[order])[np.flatnonzero(fresh)]
+        before: NDArray[np.int64] = (summed - mask[order])[np.flatnonzero(fresh)]
         so_far[row, order] = summed - before[run]
     allowed = BORNE_OUT_TIMES * by_newcomers * so_far[1] + BORNE_OUT_AT_LEAST
     return np.asarray(so_far[0] <= allowed)[new]
