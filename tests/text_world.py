@@ -80,10 +80,10 @@ class TasteWorld:
     clicks: list[tuple[str, str, int]]
 
 
-def taste_world(users: int = 150, clicks: int = 12, seed: int = 3) -> TasteWorld:
+def taste_world(users: int = 150, clicks: int = 12, seed: int = 3, only_new: bool = False) -> TasteWorld:
     """Every user likes one of six groups of items and clicks within it at random, about once a day; a third of the
-    items comes for the last two clicks. A title is three words of its group's twelve: what they have to do with each
-    other is known from clicks alone."""
+    items comes for the last two clicks (`only_new`: which are on these alone). A title is three words of its
+    group's twelve: what they have to do with each other is known from clicks alone."""
     rng = np.random.default_rng(seed)
     items = [(group, n) for group in range(GROUPS) for n in range(GROUP_ITEMS)]
     titles = {
@@ -95,7 +95,8 @@ def taste_world(users: int = 150, clicks: int = 12, seed: int = 3) -> TasteWorld
     for user in range(users):
         group, at = user % GROUPS, int(rng.integers(DAY_S))
         old = rng.permutation(new_from).tolist()
-        late = rng.permutation([*old[clicks - 2 :], *range(new_from, GROUP_ITEMS)])[:2].tolist()
+        known = [] if only_new else old[clicks - 2 :]
+        late = rng.permutation([*known, *range(new_from, GROUP_ITEMS)])[:2].tolist()
         steps = enumerate([*old[: clicks - 2], *late])
         made += [(f"u{user}", f"i{group}-{n:02d}", at + step * DAY_S) for step, n in steps]
     return TasteWorld(titles, sorted(made, key=lambda each: each[2]))

@@ -32,7 +32,7 @@ from services.training.history import EventsHistory
 from services.training.parts import Choices, ReleaseParts, Sources
 from services.training.tune import Texts, TunedParts
 
-WORLD = taste_world()
+WORLD = taste_world(only_new=True)
 EVENTS = columns([(user, item, "click", at * SECOND_US) for user, item, at in WORLD.clicks])
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SMALL = replace(
