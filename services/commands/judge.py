@@ -163,9 +163,9 @@ def evaluate(  # noqa: PLR0913
         of_files = {
             "--items": items, "--impressions": impressions, "--learn-from": learn_from, "--targets": targets,
             "--cut": cut, "--seen": seen, "--history-min": history_min, "--features": features, "--retrain": retrain,
-            "--attack": attack, "--pretrain": pretrain, "--labels": labels,
+            "--attack": attack, "--pretrain": pretrain,
             "--models": models, "--blocks": blocks, "--size": size, "--against": against, "--seeds": seeds,
-            "--at": at, "--out": out, "--text-encoder": text_encoder, **of_lists,
+            "--at": at, "--out": out, "--text-encoder": text_encoder, "--labels": labels, **of_lists,
         }  # fmt: skip
         _refuse(of_files, "goes with --events FILE, which is not given")
         _live(context, protocol or "temporal", as_json)
