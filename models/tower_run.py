@@ -215,7 +215,12 @@ def user_vectors(tower: UserTower, table: Tensor, prefixes: Prefixes) -> NDArray
                 moved(each.astype(np.int64), table.device)
                 for each in (part.rows, part.actions, part.times_s, part.now_s)
             )
-            found.append(tower.newest(table[rows], actions, times_s, now_s, rows > 0).cpu().numpy())
+            wanted = tower.newest(table[rows], actions, times_s, now_s, rows > 0)
+            strangers = ~(rows > 0).any(dim=1)  # their newest token is the start, not the padding of the others
+            if bool(strangers.any()):
+                empty = (each[strangers, :0] for each in (table[rows], actions, times_s))
+                wanted[strangers] = tower.newest(*empty, now_s[strangers], (rows > 0)[strangers, :0])
+            found.append(wanted.cpu().numpy())
     return np.concatenate(found)
 
 

@@ -134,8 +134,10 @@ def evaluate_files(settings: Settings, wanted: Wanted, progress: Progress = unwa
     def encoder(source: str) -> TextEncoder:
         return open_cached(source, s, cache)
 
+    # Nothing is served beside it, so it may have every core; a walk shares them out among processes itself.
+    threads = s.train_threads or (0 if wanted.protocol == "replay" else len(os.sched_getaffinity(0)))
     means = Means(
-        partial(unrecorded, mix=s.mix()), s.effort, s.text_encoder, s.device, s.train_threads, s.text_batch_max,
+        partial(unrecorded, mix=s.mix()), s.effort, s.text_encoder, s.device, threads, s.text_batch_max,
         block=wanted.block, size=wanted.size, open_encoder=encoder, bounds=s.bounds(), pretrain=wanted.pretrain,
         labels=wanted.labels,
     )  # fmt: skip

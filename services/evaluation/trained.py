@@ -55,6 +55,8 @@ ALL_OVER_SHARE = 0.2
 LONG_HISTORY = 200
 """Events of a history that are read where no server has to keep them, once the data are worth the arithmetic."""
 LONG_FROM_EVENTS = 200_000
+PATIENCE = 8
+"""Epochs without a gain before a fit ends where nothing is old or new: there it goes on rising for long."""
 UNKNOWN = -1e9
 """The score of an item that the tower has no vector of: below all that it has one of."""
 
@@ -319,7 +321,7 @@ def _config(cases: Cases, plan: Plan, means: Means) -> ModelConfig:
     if plan is newest_rounds:
         return config
     length = LONG_HISTORY if len(cases.train) >= LONG_FROM_EVENTS else config.history
-    return replace(config, recency_half_life_days=FOREVER_DAYS, history=length)
+    return replace(config, recency_half_life_days=FOREVER_DAYS, history=length, patience=PATIENCE)
 
 
 def embedded(items: Sequence[Item], means: Means, progress: Progress) -> dict[str, VectorPart]:

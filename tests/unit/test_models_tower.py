@@ -9,11 +9,13 @@ import pytest
 import torch
 from model_world import TINY
 
+from models.batches import Prefixes
 from models.blocks import BLOCKS, HIDDEN, Hstu, Ligr, Sasrec
 from models.config import BLOCK_NAMES, ModelConfig
 from models.device import half_precision
 from models.items import ItemEncoder, TextBasis
 from models.tower import QUERIES_AT_ONCE, UserTower, looked_up, time_bucket
+from models.tower_run import user_vectors
 
 CONFIGS = [replace(TINY, block=block, blocks=blocks) for block in BLOCK_NAMES for blocks in (1, 3)]
 
@@ -106,6 +108,20 @@ def test_padding_at_the_front_changes_nothing(config: object) -> None:
     ]
     plain = tower.newest(vectors, actions, times_s, now_s, real)
     assert torch.allclose(plain, tower.newest(*padded[:3], now_s, padded[3]), atol=1e-5)
+
+
+def test_a_stranger_among_others_has_the_vector_of_a_stranger_alone() -> None:
+    tower = _tower()
+    table = torch.nn.functional.normalize(torch.randn(5, TINY.width, generator=torch.Generator().manual_seed(2)), dim=1)
+    now_s = np.array([1_700_009_000, 1_700_009_000])
+    rows, actions = np.array([[0, 1, 2], [0, 0, 0]], dtype=np.int32), np.array([[0, 1, 1], [0, 0, 0]], dtype=np.int16)
+    times_s = np.array([[0, 1_700_000_000, 1_700_001_000], [0, 0, 0]])
+    both = user_vectors(tower, table, Prefixes(rows, actions, times_s, now_s))
+    empty = torch.zeros(1, 0, TINY.width), torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.int64)
+    alone = tower.newest(*empty, torch.from_numpy(now_s[1:]), torch.zeros(1, 0, dtype=torch.bool))
+    assert np.allclose(both[1], alone.detach().numpy()[0], atol=1e-6)
+    known = user_vectors(tower, table, Prefixes(rows[:1, 1:], actions[:1, 1:], times_s[:1, 1:], now_s[:1]))
+    assert np.allclose(both[0], known[0], atol=1e-5)
 
 
 def test_a_stranger_has_a_vector_of_length_1() -> None:
