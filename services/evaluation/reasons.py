@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.batches import Progress
 from services.domain import Query, from_us
 from services.evaluation.cases import Cases
 from services.evaluation.intervals import mean_over_seeds, resampled
 from services.evaluation.measures import PerCase
-from services.training.faithfulness import ITEMS_MIN
+from services.recommend import Stages
+from services.training.faithfulness import ITEMS_MIN, faithfulness
+
+if TYPE_CHECKING:
+    from models.release import ModelRelease
 
 CASES = 200
 SLICE = "reasons"
 Measured = Mapping[str, NDArray[np.float64]]
+
+
+def measured(
+    release: ModelRelease,
+    cases: Cases,
+    moments: Sequence[tuple[int, NDArray[np.int64]]],
+    stages_at: Callable[[ModelRelease, int], Stages],
+    seed: int,
+    progress: Progress,
+) -> Measured:
+    """How far a release's reasons can be trusted, over the sampled cases; `stages_at` builds the stages of a release at
+    a moment."""
+    from models.blank import with_random_reranker
+
+    blank, chosen, parts = with_random_reranker(release, seed), sampled_cases(cases), []
+    for moment, some in moments:
+        queries = [query_of(cases, case) for case in some[np.isin(some, chosen)].tolist()]
+        if queries:
+            probe = stages_at(blank, moment).probe if release.reranks else None
+            parts.append(faithfulness(stages_at(release, moment), probe, queries, seed, progress))
+    return joined(parts)
 
 
 def sampled_cases(cases: Cases) -> NDArray[np.int64]:

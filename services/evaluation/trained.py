@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.batches import Progress
-from models.blank import with_random_reranker
 from models.metrics import MISSING
 from services.candidates.vectors import ItemVectors
 from services.catalogue.cards import card_text
@@ -23,19 +22,18 @@ from services.evaluation.files import Item
 from services.evaluation.knowledge import interaction_at
 from services.evaluation.learned import ServedByFile
 from services.evaluation.ranking import NOBODY, Board, Ranked
-from services.evaluation.reasons import Measured, joined, query_of, sampled_cases
+from services.evaluation.reasons import Measured, measured
 from services.evaluation.shown import ShownLists
 from services.evaluation.variants import PIPELINE, Variant
 from services.features.fold import fold
 from services.item_parts import CardPart, CovisitsPart, ItemChanged, StatsPart, VectorPart
 from services.items import ItemTable
 from services.ports import FeatureStore
-from services.recommend import recommend
+from services.recommend import Stages, recommend
 from services.training.columns import EventColumns
 from services.training.cutoff import FrozenRows, covisits
 from services.training.drift import FOREVER_DAYS
 from services.training.examples import corpus_of
-from services.training.faithfulness import faithfulness
 from services.training.gate import Slice
 from services.training.history import EventsHistory
 from services.training.parts import Choices, Examples, ReleaseParts, Sources, config_for
@@ -151,15 +149,10 @@ class Trainer:
         )  # fmt: skip
 
     def _reasons(self, release: ModelRelease, seed: int) -> Measured:
-        blank, chosen, parts = with_random_reranker(release, seed), sampled_cases(self._cases), []
-        for moment, some in self._known.moments():
-            queries = [query_of(self._cases, case) for case in some[np.isin(some, chosen)].tolist()]
-            if queries:
-                table = self._known.at(moment)
-                stages = self._means.stages_for(release, table, self._features)
-                probe = self._means.stages_for(blank, table, self._features).probe
-                parts.append(faithfulness(stages, probe if release.reranks else None, queries, seed, self._progress))
-        return joined(parts)
+        def stages_at(made: ModelRelease, moment: int) -> Stages:
+            return self._means.stages_for(made, self._known.at(moment), self._features)
+
+        return measured(release, self._cases, self._known.moments(), stages_at, seed, self._progress)
 
     def _by_pipeline(self, release: ModelRelease, depth: int, seed: int, variant: Variant) -> Ranked:
         cases = self._cases
