@@ -78,15 +78,19 @@ class Record(msgspec.Struct, array_like=True):
 
 
 class Share(msgspec.Struct, array_like=True):
-    """Of the events of a partition that counted and repeated none of the last 24 h, how many were newcomers'."""
+    """Of the events of a partition that counted and repeated none of the last 24 h, how many were newcomers'.
+
+    Of the first NEWCOMER_US (since `since_us`) none is told: everybody was new then."""
 
     newcomers: int = 0
     events: int = 0
+    since_us: int = 0
 
-    def weight(self, newcomer: bool, since_last_us: int, bounds: Bounds) -> float:
+    def weight(self, newcomer: bool, occurred_us: int, since_last_us: int, bounds: Bounds) -> float:
         """What the next event weighs, `since_last_us` after an equal action; it is one of them from then on."""
+        self.since_us = self.since_us or occurred_us
         few, again = 2 * self.newcomers < self.events, since_last_us < DAY_US
-        if not again:
+        if not again and occurred_us - self.since_us >= NEWCOMER_US:
             self.newcomers += newcomer
             self.events += 1
         if newcomer and few and bounds.newcomer_weight < 1.0:
@@ -112,9 +116,7 @@ def votes_of(
     again, again_today = repeated(owners, items[places], kinds[places], times)
     counted = ~again & within_day(owners, times, bounds.events_per_day_max)
     places, newcomer, again_today = places[counted], newcomers(owners, times)[counted], again_today[counted]
-    first = ~again_today
-    few = 2 * _before(first & newcomer) < _before(first)
-    light = newcomer & few & (bounds.newcomer_weight < 1.0)
+    light = newcomer & few(newcomer, times[counted], ~again_today) & (bounds.newcomer_weight < 1.0)
     votes[places] = np.where(light, np.where(again_today, 0.0, bounds.newcomer_weight), 1.0)
     return votes
 
@@ -185,6 +187,19 @@ def number_on_day(users: NDArray[np.int64], occurred_us: NDArray[np.int64]) -> t
     number[order] = np.arange(len(order)) - starts[run] + 1
     before[order] = yesterday[run]
     return number, before
+
+
+def few(
+    newcomer: NDArray[np.bool_], occurred_us: NDArray[np.int64], first: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
+    """At which of N events in time order newcomers had made less than half of those before (of the `first` ones that
+    are no repetition), the first NEWCOMER_US left out. [N]"""
+    if not len(occurred_us):
+        return np.zeros(0, dtype=np.bool_)
+    told = occurred_us - occurred_us[0] >= NEWCOMER_US
+    if first is not None:
+        told &= first
+    return np.asarray(2 * _before(told & newcomer) < _before(told), dtype=np.bool_)
 
 
 def _before(marked: NDArray[np.bool_]) -> NDArray[np.int64]:

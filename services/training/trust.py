@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from services.bounds import Bounds, newcomers, votes_of, within_day
+from services.bounds import Bounds, few, newcomers, votes_of, within_day
 from services.domain import DAY_US
 from services.training.columns import EventColumns
 
@@ -37,7 +37,8 @@ def taught(events: EventColumns, bounds: Bounds) -> NDArray[np.bool_]:
     if bounds.events_per_day_max:
         believed &= within_day(users, times, max(bounds.events_per_day_max, _usual(users, times)))
     if bounds.newcomer_weight < 1.0:
-        doubted = doubtful(newcomers(users, times)[believed])
+        new = newcomers(users, times)[believed]
+        doubted = new & few(new, times[believed])
         believed[np.flatnonzero(believed)[doubted]] = _borne_out(events.item_codes[places][believed], doubted)
     found = np.zeros(len(events), dtype=np.bool_)
     found[places[believed]] = True
@@ -55,11 +56,6 @@ def _usual(users: NDArray[np.int64], times: NDArray[np.int64]) -> int:
     """USUAL_TIMES_MAX what nine in ten of the days of users hold."""
     _, sizes = np.unique(users << 32 | times // DAY_US, return_counts=True)
     return int(USUAL_TIMES_MAX * np.quantile(sizes, 0.9)) if len(sizes) else 0
-
-
-def doubtful(new: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Of N events in time order, `new` by newcomers: those, where newcomers are the fewer so far. [N]"""
-    return new & (2 * (np.cumsum(new) - new) < np.arange(len(new)))
 
 
 def _borne_out(items: NDArray[np.int32], new: NDArray[np.bool_]) -> NDArray[np.bool_]:

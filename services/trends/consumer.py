@@ -5,6 +5,7 @@ What it takes in is buffered; a flush writes state, parts of the change feed and
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -281,7 +282,7 @@ class TrendsConsumer:
         for partition, owned in self._owned.items():
             caught_up_us = to_us(now) - GRACE_US if partition in ended else 0
             until_us = max(owned.until_us, owned.newest_us, caught_up_us)
-            share = Share(owned.share.newcomers, owned.share.events)
+            share = copy.copy(owned.share)
             state = store.PartitionState(until_us, owned.newest_us, share)
             mine[partition] = store.Stored(owned.log_id, owned.next_offset, state)
         store.store_partitions(connection, mine)
@@ -374,7 +375,7 @@ def _owned(
         return _Owned(once, log_id, 0, 0, 0, Share(), None)
     next_offset = stored.next_offset if stored.log_id == log_id else 0
     state = stored.state
-    share = Share(state.share.newcomers, state.share.events)
+    share = copy.copy(state.share)
     return _Owned(once, log_id, next_offset, state.newest_us, state.until_us, share, stored)
 
 

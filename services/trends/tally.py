@@ -48,7 +48,7 @@ class Tally:
         newcomer = record.met(occurred_us)  # of a repetition, too: it is how machines are known
         if not fresh or not record.within(bounds):
             return
-        vote = share.weight(newcomer, since_last_us, bounds)
+        vote = share.weight(newcomer, occurred_us, since_last_us, bounds)
         if vote == 0.0:
             return
         self.deltas.add(item_id, occurred_us, CLICK, vote)

@@ -32,7 +32,7 @@ def streamed(rows: Rows, bounds: Bounds) -> list[float]:
         record = records.setdefault(user, Record())
         newcomer = record.met(T0 + at)
         counted = fresh and record.within(bounds)
-        found.append(share.weight(newcomer, since_last_us, bounds) if counted else 0.0)
+        found.append(share.weight(newcomer, T0 + at, since_last_us, bounds) if counted else 0.0)
     return found
 
 
@@ -58,9 +58,15 @@ def test_a_repetition_is_measured_from_the_last_one_that_counted() -> None:
 
 
 def test_newcomers_weigh_little_only_where_they_are_the_fewer() -> None:
-    # User 1 comes on day 0 and is known from day 7 on. Two of the first four events are newcomers': no less than half.
-    rows = [(1, n, n * 7 * DAY_US) for n in range(3)] + [(2, 9, 14 * DAY_US + 1), (3, 9, 14 * DAY_US + 2)]
-    assert votes(rows, Bounds(0, 0.1)) == [1.0, 1.0, 1.0, 0.1, 1.0]
+    # User 1 is known from day 7 on. The first week tells nothing; then 1's event on day 7 is all there is: none of one
+    # is a newcomer's. After 2's event it is one of two, which is not less than half.
+    rows = [(1, 0, 0), (1, 1, 7 * DAY_US), (2, 9, 14 * DAY_US + 1), (3, 9, 14 * DAY_US + 2)]
+    assert votes(rows, Bounds(0, 0.1)) == [1.0, 1.0, 0.1, 1.0]
+
+
+def test_in_the_first_week_of_a_log_everybody_is_new_and_counts() -> None:
+    rows = [(n, n, n * HOUR_US) for n in range(50)] + [(0, 99, 8 * DAY_US), (77, 99, 8 * DAY_US + 1)]
+    assert votes(rows, Bounds(0, 0.1)) == [1.0] * 51 + [0.1]
 
 
 def test_a_newcomers_repetition_of_the_same_day_does_not_count_a_known_users_does() -> None:

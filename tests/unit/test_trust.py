@@ -38,7 +38,7 @@ def test_newcomers_teach_no_more_of_an_item_than_known_users_bear_out() -> None:
 
 
 def test_newcomers_teach_what_known_users_take_too() -> None:
-    # The 10 newcomers of day 0 are all there is and not doubted; 42 events of known users follow, then 12 doubted ones:
+    # In the first week nobody is doubted: 10 events, then 42 of known users, then 12 doubted ones:
     # 12 / 52 to an undoubted one. `hit` has 4 of these before: 3 * 12 / 52 * 4 + 5 = 7.8, so 7 of the 12 are believed.
     hit = [(f"k{n}", "hit", "click", DAY0 + 12 * DAY_US + HOUR_US) for n in range(4)]
     others = [(f"k{n}", "other", "click", DAY0 + 12 * DAY_US + HOUR_US) for n in range(8)]
