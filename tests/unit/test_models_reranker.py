@@ -140,7 +140,7 @@ def test_clicks_that_came_of_the_place_are_not_put_down_to_what_stood_there() ->
     def slope(of_places: np.ndarray) -> float:
         examples = RankingExamples(
             zeros.astype(np.int32), zeros.astype(np.int16), zeros, np.arange(lists), rows, features,
-            np.zeros(places.shape, dtype=np.float32), labels, of_places,
+            np.zeros(places.shape, dtype=np.float32), labels, np.zeros(lists, dtype=np.float32), of_places,
         )  # fmt: skip
         network = fit_reranker(tower, examples, replace(TINY, reranker_epochs_max=10)).network
         if of_places.any():
