@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -24,6 +24,10 @@ RETRAIN = ("never", "1h", "1d", "7d")
 MODELS = "tower,pipeline,popularity,trending,itemknn,ease,last-click"
 MODELS_OF_LISTS = f"news,{MODELS}"
 ATTACKED = "pipeline,popularity,trending"
+ONLY_OF_CASES = (
+    "protocol", "targets", "seen", "at", "history_min", "features", "retrain", "attack", "diversity",
+    "category_cap", "without",
+)  # fmt: skip
 
 Protocol = Annotated[
     str | None,
@@ -153,21 +157,11 @@ def evaluate(  # noqa: PLR0913
     if recipe is not None or folder is not None:
         given = {"--events": events, "--items": items, "--impressions": impressions, "--learn-from": learn_from}
         events, items, impressions = _made_by(recipe, folder, out, given)
-    of_lists = {"--diversity": diversity, "--category-cap": category_cap, "--without": without}
     if impressions is not None:
-        needless = {"--protocol": protocol, "--targets": targets, "--seen": seen, "--at": at,
-                    "--history-min": history_min, "--features": features, "--retrain": retrain,
-                    "--attack": attack, **of_lists}  # fmt: skip
-        _refuse(needless, "does not go with --impressions FILE")
+        _refuse(_options(context, ONLY_OF_CASES), "does not go with --impressions FILE")
     if events is None:
-        of_files = {
-            "--items": items, "--impressions": impressions, "--learn-from": learn_from, "--targets": targets,
-            "--cut": cut, "--seen": seen, "--history-min": history_min, "--features": features, "--retrain": retrain,
-            "--attack": attack, "--pretrain": pretrain,
-            "--models": models, "--blocks": blocks, "--size": size, "--against": against, "--seeds": seeds,
-            "--at": at, "--out": out, "--text-encoder": text_encoder, "--labels": labels, **of_lists,
-        }  # fmt: skip
-        _refuse(of_files, "goes with --events FILE, which is not given")
+        of_files = set(context.params) - {"protocol", "events", "as_json", "recipe", "folder"}
+        _refuse(_options(context, of_files), "goes with --events FILE, which is not given")
         _live(context, protocol or "temporal", as_json)
         return
     if items is None or out is None:
@@ -266,6 +260,11 @@ def _made_by(
         missing = "--folder FOLDER" if folder is None else "--out DIR"
         raise BadRequest(f"--recipe goes with {missing}, which is not given")
     return RECIPES[recipe](folder, out)
+
+
+def _options(context: typer.Context, names: Collection[str]) -> dict[str, object]:
+    """What was given of some options, by the name it was given by."""
+    return {f"--{name.replace('_', '-')}": each for name, each in context.params.items() if name in names}
 
 
 def _refuse(given: Mapping[str, object], why: str) -> None:
