@@ -20,14 +20,14 @@ CUT_US = START_US + 60 * DAY_US
 
 
 def log() -> EventColumns:
-    """100 users who take one of two popular items on each of four days, two weeks apart, and three items that five of
+    """100 users who take one of two popular items on each of four days, two weeks apart, and five items that five of
     them take: fit for targets."""
     rows = [
         (f"u{user:03d}", f"popular{(user + turn) % 2}", turn * 14 * DAY_US + user)
         for user in range(100)
         for turn in range(4)
     ]
-    rows += [(f"u{user:03d}", f"rare{n}", 43 * DAY_US + user) for n in range(3) for user in range(5)]
+    rows += [(f"u{user:03d}", f"rare{n}", 43 * DAY_US + user) for n in range(5) for user in range(5)]
     return events_of([(user, item, at) for user, item, at in rows])
 
 
@@ -62,7 +62,7 @@ def test_shilling_accounts_look_like_the_average_user_and_take_the_target_once()
     assert (len(accounts), len(made.targets)) == (6, 1)
     on_target = made.train.item_codes[attackers] == made.targets[0]
     assert np.unique(made.train.user_codes[attackers][on_target], return_counts=True)[1].tolist() == [1] * 6
-    assert set(sizes.tolist()) == {5}, "415 events of 100 users are 4 each, and the target"
+    assert set(sizes.tolist()) == {5}, "425 events of 100 users are 4 each, and the target"
 
 
 def test_the_same_seed_makes_the_same_attack_and_the_events_of_users_stay() -> None:
@@ -107,25 +107,24 @@ def files(tmp_path: Path) -> tuple[str, ...]:
 def attacked(files: tuple[str, ...], tmp_path: Path, **environment: str) -> dict[tuple[str, str], float]:
     """By (attack, metric), the value of the popularity of the week."""
     done = CliRunner().invoke(
-        app, ["evaluate", *files, "--attack", "shilling:50%:random", "--models", "popularity:7d"], env=environment
+        app, ["evaluate", *files, "--attack", "spam:10%", "--models", "popularity:7d"], env=environment
     )
     assert done.exit_code == 0, done.output
     lines = json.loads((tmp_path / "out" / "metrics.json").read_text())
     return {(line["slice"], line["metric"]): line["value"] for line in lines}
 
 
-def test_newcomers_push_an_item_into_every_list_without_the_bounds_and_into_none_with_them(
+def test_machines_push_their_items_above_all_others_without_the_bounds_and_above_none_with_them(
     files: tuple[str, ...], tmp_path: Path
 ) -> None:
-    unbounded = {"FRESHRANK_USER_EVENTS_PER_DAY_MAX": "0", "FRESHRANK_NEWCOMER_WEIGHT": "1"}
-    without = attacked(files, tmp_path, **unbounded)
-    # Fifty accounts take the target, forty users the film of the week: it falls from the first place to the second.
-    name = "shilling:50%:random"
+    without = attacked(files, tmp_path, FRESHRANK_USER_EVENTS_PER_DAY_MAX="0", FRESHRANK_NEWCOMER_WEIGHT="1")
+    # Forty users take the film of the week. Ten machines take each of five films over a hundred times: it is the sixth.
+    name = "spam:10%"
     assert without[name, "ndcg@10 before"] == 1.0
-    assert without[name, "ndcg@10"] == pytest.approx(1 / np.log2(3))
-    assert without[name, "ndcg@10 / before"] == pytest.approx(1 / np.log2(3))
+    assert without[name, "ndcg@10"] == pytest.approx(1 / np.log2(7))
+    assert without[name, "ndcg@10 / before"] == pytest.approx(1 / np.log2(7))
     bounded = attacked(files, tmp_path)
-    assert bounded[name, "ndcg@10"] == 1.0, "fifty newcomers weigh 2.5"
+    assert bounded[name, "ndcg@10"] == 1.0, "ten newcomers weigh half an event"
 
 
 def test_an_attack_goes_with_the_temporal_protocol_and_models_of_the_served_list(files: tuple[str, ...]) -> None:

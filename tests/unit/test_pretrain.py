@@ -107,4 +107,4 @@ def test_masked_pretraining_learns_which_items_stand_together() -> None:
         return float(np.mean([np.isin(b, r[3:5]).mean() for b, r in zip(best, made.rows, strict=True)]))
 
     assert found(*fitted("masked", 0)[:2]) < 0.4, "2 of the 14 that were not read, by chance"
-    assert found(*fitted("masked", 40)[:2]) > 0.8
+    assert found(*fitted("masked", 150)[:2]) > 0.8
