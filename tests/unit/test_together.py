@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from training_world import START_US, columns, item_table, unrelated
 
+from services.bounds import UNBOUNDED
 from services.domain import DAY_US, Interaction, UserState
 from services.item_parts import CovisitsPart, ItemChanged
 from services.items import ItemTable
@@ -41,7 +42,7 @@ def test_what_training_knows_is_what_the_trends_consumer_would_have_told() -> No
         pairs.add(item_id, at, users.met(events.user_ids[user], item_id, at))
     totals = {item_id: sum(weights.values()) for item_id, weights in pairs.weights.items()}
     now_us = START_US + 20 * DAY_US
-    told = covisits(events, now_us)
+    told = covisits(events, now_us, UNBOUNDED)  # every event a whole vote, as above
     assert told.keys() == totals.keys()
     for item_id, weights in pairs.weights.items():
         row = live.similar(totals[item_id], live.merged(None, weights, 1000), totals, now_us, 1000)
