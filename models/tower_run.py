@@ -218,8 +218,8 @@ def user_vectors(tower: UserTower, table: Tensor, prefixes: Prefixes) -> NDArray
             wanted = tower.newest(table[rows], actions, times_s, now_s, rows > 0)
             strangers = ~(rows > 0).any(dim=1)  # their newest token is the start, not the padding of the others
             if bool(strangers.any()):
-                empty = (each[strangers, :0] for each in (table[rows], actions, times_s))
-                wanted[strangers] = tower.newest(*empty, now_s[strangers], (rows > 0)[strangers, :0])
+                none, when, nobody = actions[strangers, :0], now_s[strangers], (rows > 0)[strangers, :0]
+                wanted[strangers] = tower.newest(table[rows[strangers, :0]], none, times_s[strangers, :0], when, nobody)
             found.append(wanted.cpu().numpy())
     return np.concatenate(found)
 
