@@ -144,7 +144,8 @@ def places_of(corpus: Corpus, requests: Requests) -> NDArray[np.int64]:
 
 
 def newest_from(corpus: Corpus, requests_max: int) -> int:
-    """Where the ranking requests begin: the newest fifth of the events, or less when that is more than enough."""
-    times = corpus.events.occurred_us
+    """Where the ranking requests begin: the newest fifth of the events that are taught (a machine's flood is not), or
+    less when that is more than enough."""
+    times = corpus.events.occurred_us[corpus.taught] if corpus.taught.any() else corpus.events.occurred_us
     wanted = min(int(len(times) * NEWEST_SHARE), 3 * requests_max)
     return int(times[max(0, len(times) - 1 - wanted)])
