@@ -24,7 +24,8 @@ from services.settings import Settings
 from services.wire import encode_event
 from services.wiring import Home, open_home
 
-NOW = datetime.now(UTC).replace(microsecond=0)
+# Noon, whenever the story is told: the archive is read by days, and a day at the edge would hold few events or none.
+NOW = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(days=1)
 USERS = [f"u{n}" for n in range(12)]
 KIND_VALUES = [("click", None), ("purchase", None), ("rating", 8.0), ("rating", 2.0), ("hide", None), ("finish", None)]
 
