@@ -67,6 +67,7 @@ class ItemTable:
         self._vectors_new: list[tuple[str, str]] = []
         self._ranked: dict[tuple[str, int], tuple[int, NDArray[np.int64]]] = {}
         self._allocate(1024)
+        self._led: tuple[UserState | None, int, dict[str, tuple[float, str]]] = (None, 0, {})
         self.as_of = 0
         self.as_of_us = 0  # when the newest counts in here were written
 
@@ -98,6 +99,7 @@ class ItemTable:
                         self._covisits[slot] = payload
             self._apply_counts(counted, counts)
             self.as_of = max((self.as_of, *(change.seq for change in changes)))
+            self._led = (None, 0, {})
             self._forget_rankings({type(change.payload) for change in changes})
 
     def take_new_vectors(self) -> tuple[tuple[str, str], ...]:
@@ -167,17 +169,25 @@ class ItemTable:
 
     def together(self, user: UserState) -> dict[str, tuple[float, str]]:
         """Where the co-visits of the user's newest positive items lead: how strongly in all, and from which of them
-        most strongly. What was taken last leads furthest."""
+        most strongly. What was taken last leads furthest. A request asks twice, for candidates and for features."""
+        asked, as_of, led = self._led
+        if asked is user and as_of == self.as_of:
+            return led
+        as_of = self.as_of
         starts = dict.fromkeys(event.item_id for event in user.events if event.weight > 0)
         found: dict[str, tuple[float, str]] = {}
         strongest: dict[str, float] = {}
         for place, start in enumerate(islice(starts, TOGETHER_STARTS)):
-            for item_id, weight in self.covisits(start)[:TOGETHER_PER_START]:
+            part = self._covisits.get(self._slots.get(start, 0))
+            if part is None:
+                continue
+            for item_id, weight in zip(part.item_ids[:TOGETHER_PER_START], part.weights, strict=False):
                 share = weight / (1 + place)
                 total, origin = found.get(item_id, (0.0, start))
                 if share > strongest.get(item_id, 0.0):
                     strongest[item_id], origin = share, start
                 found[item_id] = (total + share, origin)
+        self._led = (user, as_of, found)
         return found
 
     def servable(self, item_ids: Sequence[str], now_us: int) -> NDArray[np.bool_]:
@@ -229,11 +239,14 @@ class ItemTable:
         with self._lock:  # both rankings of the same moment: an item that comes between them would part their lengths
             day = self._ranking("clicks_24h", limit, now_us, lambda: self._clicks(now_us, 4))
             week = self._ranking("clicks_7d", limit, now_us, lambda: self._clicks(now_us, 5))
-            merged = list(dict.fromkeys(int(s) for pair in zip(day, week, strict=True) for s in pair))[:limit]
+            in_turn = np.stack([day, week], axis=1).ravel()
+            merged = in_turn[np.sort(np.unique(in_turn, return_index=True)[1])][:limit]
             counts = decayed(self._counts[merged], self._counts_at_us[merged], now_us)[:, 4:6].sum(axis=1)
-            shown = self._servable(now_us, np.asarray(merged, dtype=np.int64))
-            ranked = zip(merged, counts, shown, strict=True)
-            return tuple((self._ids[slot], float(count)) for slot, count, may in ranked if may and count > 0)
+            kept = self._servable(now_us, merged) & (counts > 0)
+            ids = self._ids
+            return tuple(
+                (ids[slot], count) for slot, count in zip(merged[kept].tolist(), counts[kept].tolist(), strict=True)
+            )
 
     def newest(self, now_us: int, limit: int) -> tuple[tuple[str, float], ...]:
         """Servable items with the newest birth (published, else the first card), and that time in µs."""
