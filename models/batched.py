@@ -7,6 +7,7 @@ A forward of one question is mostly overhead. Questions of like length share a f
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import faiss
@@ -71,6 +72,19 @@ def one_thread() -> None:
     """From now on forwards and searches of this process stay in the thread that asks: copies of it may be made then."""
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
+
+
+@contextmanager
+def in_this_thread() -> Iterator[None]:
+    """Within, forwards and searches stay in the thread that asks: where one is small, threads mostly wait for each other
+    (a user vector by two threads takes ten times as long as by one)."""
+    threads, searching = torch.get_num_threads(), faiss.omp_get_max_threads()
+    one_thread()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        faiss.omp_set_num_threads(searching)
 
 
 def _alike(lengths: Sequence[int], sizes: Sequence[int], at_once: int) -> Iterator[list[int]]:

@@ -12,6 +12,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from models.batched import in_this_thread
 from models.batches import Prefixes, Progress, RankingExamples
 from models.blank import with_random_reranker
 from models.checkpoint import forget
@@ -163,8 +164,9 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
     def judge(self, challenger: ModelRelease, live: ReleaseInfo | None, examples: Examples) -> Verdict:
         """TrainingParts. A reranker that is worse than the retrieval score is not judged, and not published as one."""
         features = self._features(examples)
-        orders = self._orders(challenger, features, examples)
-        return self._judged(challenger.ordered_by(orders.earned), orders, live, features, examples)
+        with in_this_thread():
+            orders = self._orders(challenger, features, examples)
+            return self._judged(challenger.ordered_by(orders.earned), orders, live, features, examples)
 
     def _judged(
         self, release: ModelRelease, orders: Orders, live: ReleaseInfo | None, features: FrozenRows, examples: Examples
@@ -220,7 +222,8 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         items = self._sources.items_at(before, cut_us)
         examples = Examples(now, corpus_of(before, items, bounds=self._choices.bounds), judged, items)
         loaded, features = self._sources.load(release), self._features(examples)
-        return self._judged(loaded, self._orders(loaded, features, examples), None, features, examples).metrics
+        with in_this_thread():
+            return self._judged(loaded, self._orders(loaded, features, examples), None, features, examples).metrics
 
     @property
     def choices(self) -> Choices:

@@ -95,6 +95,14 @@ def test_the_newest_are_embedded_first_in_batches(engine: Engine) -> None:
     assert vectors.pending() == 0
 
 
+def test_texts_of_like_length_are_embedded_together(engine: Engine) -> None:
+    shop, encoder = Shop(engine), LetterCounts()
+    for number in range(6):
+        shop.put(f"i{number}", "a" * (1 + number) if number % 2 else "a" * (20 + number))
+    assert TextVectors(engine, encoder, write_parts, batch_max=3).drain() == 6
+    assert [[len(text) for text in batch] for batch in encoder.asked] == [[2, 4, 6], [20, 22, 24]]
+
+
 def test_nothing_is_embedded_twice_and_equal_texts_once(engine: Engine) -> None:
     shop, encoder = Shop(engine), LetterCounts()
     vectors = TextVectors(engine, encoder, write_parts)
