@@ -76,8 +76,7 @@ def one_thread() -> None:
 
 @contextmanager
 def in_this_thread() -> Iterator[None]:
-    """Within, forwards and searches stay in the thread that asks: for small ones threads mostly wait for each other
-    (a user vector by two threads takes ten times as long as by one)."""
+    """Within, forwards and searches stay in the thread that asks: for small ones threads mostly wait for each other."""
     threads, searching = torch.get_num_threads(), faiss.omp_get_max_threads()
     one_thread()
     try:

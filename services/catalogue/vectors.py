@@ -33,8 +33,8 @@ CACHE_MAX = 4096
 AHEAD_MAX = 2048
 """Cards read ahead from the queue; a card that comes meanwhile ends the round after the running batch."""
 WINDOW = 8
-"""Batches that share their texts by length: a batch takes as long as its longest text (with films, titles as they came
-took twice as long as titles of like length together). The newest are still among the first."""
+"""Batches that share their texts by length: a batch takes as long as its longest text. The newest are still among
+the first."""
 IDLE_S = 5.0
 FOLLOW_S = 0.5
 NICE = 10
