@@ -25,6 +25,7 @@ from chaos_world import (
     stream,
 )
 from kafka import KafkaAdminClient
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from services.domain import TOPIC_EVENTS, TOPICS, Coordinate, Outgoing, Partition, StageUnavailable
 from services.settings import load_settings
@@ -90,6 +91,9 @@ def run(home: Home, crew: Crew, deeds: list[Deed], size: Size, folder: Path, gro
     print(f"seed {SEED}, {len(sent)} messages in {span_s:.0f} s", *deeds, sep="\n")
     placed: dict[Coordinate, Outgoing] = {}
 
+    # A process that stands still in a transaction holds the lock of an embedded log for longer than a publisher waits:
+    # it hears "unavailable", which means that nothing was taken, and comes again as every client does.
+    @retry(retry=retry_if_exception_type(StageUnavailable), stop=stop_after_delay(30), wait=wait_fixed(0.2), reraise=True)
     def publish(some: list[Outgoing]) -> None:
         coordinates = home.sink.publish(some)
         placed.update(zip(coordinates, some, strict=True))
