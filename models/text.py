@@ -54,9 +54,10 @@ class EncoderMissing(ValueError):
     """The wanted encoder cannot be opened; the message says what to do."""
 
 
-def open_encoder(name: str, device: str = "cpu", batch_max: int = 64) -> TextEncoder:
+def open_encoder(name: str, device: str = "cpu", batch_max: int = 64, threads: int = 0) -> TextEncoder:
     """The encoder of a name: auto (MiniLM where its package is installed, else hashing), hashing, none (zero vectors),
-    tiny (random weights, for wiring tests), or a transformers folder or hub id. Raises EncoderMissing."""
+    tiny (random weights, for wiring tests), or a transformers folder or hub id. `threads` work on a batch of a
+    pretrained one; 0: as many as the process has. Raises EncoderMissing."""
     if name == "hashing":
         return HashingEncoder()
     if name == "none":
@@ -66,9 +67,11 @@ def open_encoder(name: str, device: str = "cpu", batch_max: int = 64) -> TextEnc
 
         return tiny_encoder(batch_max)
     if name != "auto":
-        return _pretrained(name, _digested(name), device, batch_max)
+        return _pretrained(name, _digested(name), device, batch_max, threads)
     folder = minilm_folder()
-    return HashingEncoder() if folder is None else _pretrained(str(folder), MINILM_NAME, device, batch_max)
+    if folder is None:
+        return HashingEncoder()
+    return _pretrained(str(folder), MINILM_NAME, device, batch_max, threads)
 
 
 def encoder_name(name: str) -> str:
@@ -121,7 +124,7 @@ class NoEncoder:
         return np.zeros((len(texts), self.width), dtype=np.float32)
 
 
-def _pretrained(source: str, name: str, device: str, batch_max: int) -> TransformerEncoder:
+def _pretrained(source: str, name: str, device: str, batch_max: int, threads: int) -> TransformerEncoder:
     if Path(source).is_dir():
         # A folder is all there is: no look at the hub, which may not be reachable.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -138,7 +141,7 @@ def _pretrained(source: str, name: str, device: str, batch_max: int) -> Transfor
         model = AutoModel.from_pretrained(source, use_safetensors=True).to(where).eval()
         if not Path(source).is_dir() and (commit := getattr(model.config, "_commit_hash", None)):
             name = f"{source}@{commit[:DIGITS]}"  # what a hub id stands for may change from day to day
-        return TransformerEncoder(name, tokenizer, model, where, batch_max)
+        return TransformerEncoder(name, tokenizer, model, where, batch_max, threads)
     except (OSError, ValueError, UnfitModel) as error:
         first = str(error).splitlines()[0]
         raise EncoderMissing(f"text encoder {source!r} cannot be opened: {first}; use auto or hashing") from error

@@ -25,9 +25,10 @@ class UnfitModel(ValueError):
 
 
 class TransformerEncoder:
-    """A TextEncoder over a tokenizer and a model, at most TOKENS_MAX tokens a text."""
+    """A TextEncoder over a tokenizer and a model, at most TOKENS_MAX tokens a text. `threads` work on each batch; 0: as
+    many as the process has."""
 
-    def __init__(self, name: str, tokenizer: Any, model: Any, device: str, batch_max: int) -> None:
+    def __init__(self, name: str, tokenizer: Any, model: Any, device: str, batch_max: int, threads: int = 0) -> None:
         self.name = name
         self.width = int(model.config.hidden_size)
         self.tokenizer = tokenizer
@@ -35,12 +36,15 @@ class TransformerEncoder:
         self.device = device
         self.pooling: Pooling = pooling_of(model.config)
         self._batch_max = batch_max
+        self._threads = threads
         self._tokens_max = min(TOKENS_MAX, getattr(model.config, "max_position_embeddings", None) or TOKENS_MAX)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """See TextEncoder."""
         import torch
 
+        if self._threads:
+            torch.set_num_threads(self._threads)  # it counts for the thread that asks
         tokens = self.tokens(texts)
         vectors = np.zeros((len(texts), self.width), dtype=np.float32)
         order = sorted((place for place, each in enumerate(tokens) if each), key=lambda place: len(tokens[place]))

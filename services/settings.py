@@ -185,6 +185,9 @@ class Settings(BaseSettings):
         description="auto (MiniLM where installed, else hashing), hashing, none, a transformers folder or a hub id.",
     )
     text_batch_max: int = Field(64, ge=1, description="Texts embedded at once.")
+    text_threads: int = Field(
+        0, ge=0, description="Threads that embed texts beside the consumers, of low priority; 0: as many as cores."
+    )
     text_cache_bytes_max: int = Field(
         500_000_000, ge=1_000_000, description="Text vectors kept on disk, so that no text is embedded twice."
     )

@@ -5,6 +5,7 @@ Heavy packages (feast, torch, faiss) are imported by the part that needs them, w
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -284,7 +285,8 @@ class Home:
         from services.catalogue.vectors import TextVectors
 
         s = self.settings
-        follow = FollowedEncoder(s.text_encoder, s.home, self.registry.live, opener(s, now))
+        threads = s.text_threads or len(os.sched_getaffinity(0))
+        follow = FollowedEncoder(s.text_encoder, s.home, self.registry.live, opener(s, now, threads))
         vectors = TextVectors(self.engine, follow(), write_parts, s.text_batch_max, follow=follow)
         self._closers.append(vectors.close)
         return vectors

@@ -130,13 +130,13 @@ def embedded(texts: Mapping[str, str], encoder: TextEncoder) -> Iterator[list[tu
         yield [(i, VectorPart(encoder.name, vector.tobytes(), hash_of_text(texts[i]))) for i, vector in pairs]
 
 
-def open_cached(source: str, settings: Settings, cache: EmbeddingCache) -> TextEncoder:
+def open_cached(source: str, settings: Settings, cache: EmbeddingCache, threads: int = 0) -> TextEncoder:
     """An encoder, behind the cache where that pays. Raises SettingsInvalid."""
     from models.device import pick_device
 
     try:
         pick_device(settings.device)
-        encoder = open_encoder(source, settings.device, settings.text_batch_max)
+        encoder = open_encoder(source, settings.device, settings.text_batch_max, threads)
     except EncoderMissing as error:
         raise SettingsInvalid(f"text_encoder={source!r} is refused: {error}") from error
     except ValueError as error:
@@ -157,10 +157,10 @@ def behind_cache(encoder: TextEncoder) -> TextEncoder:
     return encoder.inner if isinstance(encoder, CachedEncoder) else encoder
 
 
-def opener(settings: Settings, now: Callable[[], datetime]) -> Callable[[str], TextEncoder]:
+def opener(settings: Settings, now: Callable[[], datetime], threads: int = 0) -> Callable[[str], TextEncoder]:
     """Opens encoders behind the cache of an instance. What it returns raises SettingsInvalid."""
     cache = home_cache(settings, now)
-    return lambda source: open_cached(source, settings, cache)
+    return lambda source: open_cached(source, settings, cache, threads)
 
 
 def home_cache(settings: Settings, now: Callable[[], datetime]) -> EmbeddingCache:

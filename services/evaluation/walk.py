@@ -21,11 +21,11 @@ from services.evaluation.asking import Asking
 from services.evaluation.files import Item
 from services.evaluation.knowledge import FLUSH_EVENTS, Items, Rows
 from services.evaluation.ranking import Board, Ranked, nothing_ranked
-from services.evaluation.sharing import shared
 from services.evaluation.stream import Segment, Stream, chunks
 from services.evaluation.trained import UNKNOWN
 from services.item_parts import VectorPart
 from services.items import ItemTable
+from services.sharing import shared, shares_of
 from services.training.evaluate import StagesFor
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 ASKED_AT_ONCE = 256
 PROCESSES_MAX = 4
-SHARE_MIN = 50
-"""Cases that make a copy of the process worth it."""
 Vectors = NDArray[np.float32]
 Places = NDArray[np.int64]
 Question = tuple[Query, UserState]
@@ -83,7 +81,7 @@ class Walk:
             with self._timed("training"):
                 asking = Asking(self._train(part, self._items.table), self._items.table, self._stages_for)
             leg = _Leg(part, asking, Board(part.asked, depth, part.learned), tuple(models))
-            shares = min(self._processes, max(1, len(part.places) // SHARE_MIN))
+            shares = shares_of(len(part.places), self._processes)
             if shares > 1:
                 one_thread()  # a copy of a process has none of its threads
             with self._timed("walking"):

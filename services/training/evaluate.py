@@ -13,6 +13,7 @@ from services.domain import DAY_US, SECOND_US, Metric, Query, UserState, from_us
 from services.items import ItemTable
 from services.ports import FeatureStore
 from services.recommend import Stages, recommend
+from services.sharing import shared, shares_of
 from services.training.baselines import item_similarity, knn_scores, place_of, windowed_popularity
 from services.training.columns import EventColumns
 from services.training.cutoff import FrozenRows
@@ -25,6 +26,7 @@ LIST_LENGTH = 100
 """Places that a judged list has; an item further down counts as missing, also for MRR."""
 WINDOW_US = 7 * DAY_US
 SMOKE_USERS = 3
+TOLD_EVERY = 50
 
 
 class StagesFor(Protocol):
@@ -34,16 +36,25 @@ class StagesFor(Protocol):
         """Nothing is recorded through these stages."""
 
 
-def pipeline_places(stages: Stages, judged: Slice, before: EventColumns, progress: Progress) -> NDArray[np.int64]:
+def pipeline_places(
+    stages: Stages, judged: Slice, before: EventColumns, progress: Progress, processes: int = 1
+) -> NDArray[np.int64]:
     """The place of each user's target in their list, asked at the cut. int64 [users]"""
-    places = np.full(len(judged), MISSING, dtype=np.int64)
-    for number, (user, target) in enumerate(zip(judged.user_codes.tolist(), judged.target_codes.tolist(), strict=True)):
-        slate = recommend(_query(number, before.user_ids[user], judged.cut_us), stages)
-        wanted = before.item_ids[target]
-        places[number] = next((pick.rank for pick in slate.items if pick.item_id == wanted), MISSING)
-        if number % 50 == 49:
-            progress(number + 1, len(judged), "judging")
+    shares = shares_of(len(judged), processes)
+
+    def listed(share: int) -> NDArray[np.int64]:
+        places = np.full(len(judged), MISSING, dtype=np.int64)
+        for number in range(share, len(judged), shares):
+            slate = recommend(_query(number, before.user_ids[judged.user_codes[number]], judged.cut_us), stages)
+            wanted = before.item_ids[judged.target_codes[number]]
+            places[number] = next((pick.rank for pick in slate.items if pick.item_id == wanted), MISSING)
+            if share == 0 and number % TOLD_EVERY < shares:
+                progress(number, len(judged), "judging")
+        return places
+
+    found = shared(shares, listed)
     progress(len(judged), len(judged), "judging")
+    places: NDArray[np.int64] = np.minimum.reduce(found)  # a place that another share looked for is MISSING here
     return places
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from models.batches import Progress, no_progress
 from services.domain import Candidate, Metric, Pick, Query, UserState, from_us
 from services.recommend import Probe, Stages, gather, items_of, read_user, score, sift
+from services.sharing import shared, shares_of
 from services.training.columns import EventColumns
 from services.training.gate import Slice
 
@@ -33,18 +35,29 @@ Numbers = NDArray[np.float64]
 
 
 def faithfulness(
-    stages: Stages, blank: Probe | None, queries: Sequence[Query], seed: int, progress: Progress = no_progress
-) -> Mapping[str, Numbers]:
+    stages: Stages, blank: Probe | None, queries: Sequence[Query], seed: int, progress: Progress = no_progress,
+    processes: int = 1,
+) -> Mapping[str, Numbers]:  # fmt: skip
     """Every measure for each query whose user has ITEMS_MIN items: float64 [users], NaN where it has no value (no
     reason by erasure was shown). `blank`: the probe of the same release with random weights in its reranker; None where
     the reranker has no say."""
-    rng = np.random.default_rng(seed)
-    found: list[dict[str, float]] = []
-    for number, query in enumerate(queries):
-        user, _ = read_user(stages.features, query)
-        if len(items_of(user)) >= ITEMS_MIN:
-            found += _of_user(stages, blank, replace(query, limit=PICKS, reasons="erasure"), user, rng)
-        progress(number + 1, len(queries), "erasing what reasons stand on")
+    shares = shares_of(len(queries), processes)
+
+    def measured(share: int) -> list[tuple[int, dict[str, float]]]:
+        some: list[tuple[int, dict[str, float]]] = []
+        for number in range(share, len(queries), shares):
+            query = queries[number]
+            user, _ = read_user(stages.features, query)
+            if len(items_of(user)) >= ITEMS_MIN:
+                rng = np.random.default_rng([seed, number])  # the same lots however the users are shared out
+                asked = replace(query, limit=PICKS, reasons="erasure")
+                some.append((number, _of_user(stages, blank, asked, user, rng)))
+            if share == 0:
+                progress(number + 1, len(queries), "erasing what reasons stand on")
+        return some
+
+    by_number = sorted((each for share in shared(shares, measured) for each in share), key=itemgetter(0))
+    found = [each for _, each in by_number]
     names = dict.fromkeys(name for each in found for name in each)
     return {name: np.array([each.get(name, np.nan) for each in found]) for name in names}
 
@@ -87,7 +100,7 @@ def faithfulness_told(metrics: Sequence[Metric]) -> str:
 
 def _of_user(
     stages: Stages, blank: Probe | None, query: Query, user: UserState, rng: np.random.Generator
-) -> list[dict[str, float]]:
+) -> dict[str, float]:
     probe = stages.probe
     assert probe is not None, "stages of a release have a probe"
     found, _ = gather(stages.sources, query, user)
@@ -95,7 +108,7 @@ def _of_user(
     scored, _, _ = score(stages.scorer, query, user, kept)
     picks, _ = probe.explain(query, user, stages.arrange(query, user, scored), scored)
     if not picks:
-        return [{}]
+        return {}
     by_id = {each.candidate.item_id: each.candidate for each in scored}
     best = sorted(scored, key=lambda each: (-each.score, each.candidate.item_id))[:LISTED]
     listed = list(dict.fromkeys([*(pick.item_id for pick in picks), *(each.candidate.item_id for each in best)]))
@@ -110,7 +123,7 @@ def _of_user(
     if blank is not None:
         odds_blank = _log_odds(blank.without(query, user, first, singles))
         measured["random weights against erasure"] = _mean_rank_correlation((odds_blank[0] - odds_blank[1:]).T, drops)
-    return [measured | _of_reasons(picks, items_of(user), odds)]
+    return measured | _of_reasons(picks, items_of(user), odds)
 
 
 def _of_reasons(picks: Sequence[Pick], item_ids: Sequence[str], odds: Numbers) -> dict[str, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from models.batches import Progress
 from models.metrics import calibration, mean_and_interval
 from services.domain import Candidate, Metric, Query, from_us
 from services.recommend import Stages, gather, read_user, sift
+from services.sharing import shared, shares_of
 from services.training.columns import EventColumns
 from services.training.gate import Slice
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from models.release import Manifest
 
 DEPTH = 10
+TOLD_EVERY = 50
 Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
@@ -95,16 +98,56 @@ class Orders:
         return tuple(found)
 
 
-def orders_of(stages: Stages, judged: Slice, before: EventColumns, seed: int, progress: Progress) -> Orders:
+def orders_of(
+    stages: Stages, judged: Slice, before: EventColumns, seed: int, progress: Progress, processes: int = 1
+) -> Orders:
     """`stages`: of the release ordering by its reranker."""
+    shares = shares_of(len(judged), processes)
+    found = shared(shares, partial(_share_of, stages, judged, before, _another(len(judged), seed), progress, shares))
+    progress(len(judged), len(judged), "comparing orders")
+    gains = np.sum([each.gains for each in found], axis=0)  # what another share looked at is 0
+    lists = sorted((each for share in found for each in share.lists), key=lambda each: each.owner)
+    sizes = [len(each.taken) for each in lists]
+    none = _List(0, np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros(0, np.bool_))
+    every = [none, *lists]
+    return Orders(
+        gains[0], gains[1], gains[2],
+        np.concatenate([each.chances for each in every]), np.concatenate([each.retrieval for each in every]),
+        np.concatenate([each.taken for each in every]), np.concatenate([each.new_items for each in every]),
+        np.repeat(np.array([each.owner for each in lists], dtype=np.int64), sizes),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """The candidates of one user: what `Orders` has of each."""
+
+    owner: int
+    chances: NDArray[np.float32]
+    retrieval: NDArray[np.float32]
+    taken: Flags
+    new_items: Flags
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one process has found: gains float64 [3, users], 0 for users of the others, and its own users' lists."""
+
+    gains: Numbers
+    lists: list[_List]
+
+
+def _share_of(
+    stages: Stages, judged: Slice, before: EventColumns, others: NDArray[np.int64], progress: Progress, shares: int,
+    share: int,
+) -> _Share:  # fmt: skip
     probe = stages.probe
     assert probe is not None, "stages of a release have a probe"
-    others = _another(len(judged), seed)
+    liked = {before.item_ids[code] for code in np.unique(before.item_codes[before.positive]).tolist()}
     gains = np.zeros((3, len(judged)))
-    chances, retrieval, taken, owners = ([np.zeros(0, dtype)] for dtype in (np.float32, np.float32, np.bool_, np.int64))
-    rows_of: list[Sequence[Candidate]] = []
+    lists: list[_List] = []
     user_ids = [before.user_ids[code] for code in judged.user_codes.tolist()]
-    for n, target in enumerate(judged.target_codes.tolist()):
+    for n in range(share, len(judged), shares):
         query = Query(f"orders-{n}", user_ids[n], DEPTH, from_us(judged.cut_us), record=False)
         user, _ = read_user(stages.features, query)
         found, _ = gather(stages.sources, query, user)
@@ -114,22 +157,14 @@ def orders_of(stages: Stages, judged: Slice, before: EventColumns, seed: int, pr
         scores = np.array(stages.scorer.score(query, user, kept).values, dtype=np.float32)
         by_retrieval = probe.by_retrieval(query, user, kept)
         by_other = probe.with_history_of(query, user, kept, stages.features.read(user_ids[others[n]]))
-        wanted = before.item_ids[target]
+        wanted = before.item_ids[judged.target_codes[n]]
         gains[:, n] = [_gain(kept, each, wanted) for each in (scores, by_retrieval, by_other)]
-        chances.append(scores)
-        retrieval.append(by_retrieval)
-        taken.append(np.array([each.item_id == wanted for each in kept], dtype=np.bool_))
-        owners.append(np.full(len(kept), n, dtype=np.int64))
-        rows_of.append(kept)
-        if n % 50 == 49:
-            progress(n + 1, len(judged), "comparing orders")
-    liked = {before.item_ids[code] for code in np.unique(before.item_codes[before.positive]).tolist()}
-    new_items = np.array([each.item_id not in liked for kept in rows_of for each in kept], dtype=np.bool_)
-    progress(len(judged), len(judged), "comparing orders")
-    return Orders(
-        gains[0], gains[1], gains[2], np.concatenate(chances), np.concatenate(retrieval), np.concatenate(taken),
-        new_items, np.concatenate(owners),
-    )  # fmt: skip
+        taken = np.array([each.item_id == wanted for each in kept], dtype=np.bool_)
+        new_items = np.array([each.item_id not in liked for each in kept], dtype=np.bool_)
+        lists.append(_List(n, scores, by_retrieval, taken, new_items))
+        if share == 0 and n % TOLD_EVERY < shares:
+            progress(n, len(judged), "comparing orders")
+    return _Share(gains, lists)
 
 
 def _gain(kept: Sequence[Candidate], scores: NDArray[np.float32], wanted: str) -> float:

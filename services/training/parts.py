@@ -17,6 +17,7 @@ from models.batches import Prefixes, Progress, RankingExamples
 from models.blank import with_random_reranker
 from models.checkpoint import forget
 from models.config import BlockName, Effort, ModelConfig, Size
+from models.device import pick_device
 from models.fit import FittedTower, assemble, fit_reranker
 from models.release import ModelRelease, ReleaseDamaged
 from services.bounds import BOUNDED, Bounds
@@ -273,7 +274,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
 
     def _metrics(self, model: str, stages: Stages, examples: Examples) -> tuple[Metric, ...]:
         before = examples.corpus.events
-        places = pipeline_places(stages, examples.judged, before, self._progress)
+        places = pipeline_places(stages, examples.judged, before, self._progress, self._processes())
         return metrics_of(model, places, examples.judged, before)
 
     def _features(self, examples: Examples) -> FrozenRows:
@@ -283,7 +284,8 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
 
     def _orders(self, release: ModelRelease, features: FrozenRows, examples: Examples) -> Orders:
         stages = self._sources.stages_for(release.ordered_by(True), examples.items, features)
-        return orders_of(stages, examples.judged, examples.corpus.events, self._choices.seed, self._progress)
+        seed, events = self._choices.seed, examples.corpus.events
+        return orders_of(stages, examples.judged, events, seed, self._progress, self._processes())
 
     def _reasons(
         self, release: ModelRelease, stages: Stages, features: FrozenRows, examples: Examples
@@ -292,8 +294,9 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         blank = self._sources.stages_for(with_random_reranker(release, self._choices.seed), examples.items, features)
         queries = queries_of(examples.judged, examples.corpus.events)
         found = faithfulness(
-            stages, blank.probe if release.reranks else None, queries, self._choices.seed, self._progress
-        )
+            stages, blank.probe if release.reranks else None, queries, self._choices.seed, self._progress,
+            self._processes(),
+        )  # fmt: skip
         return faithfulness_metrics(found)
 
     def _live_metrics(
@@ -313,6 +316,11 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         import torch
 
         torch.set_num_threads(self._choices.threads or spare_cores())
+
+    def _processes(self) -> int:
+        """How many processes ask the judged users' questions: small forwards, for which threads are no use. A copy of
+        a process has no use of its GPU."""
+        return (self._choices.threads or spare_cores()) if pick_device(self._choices.device).type == "cpu" else 1
 
 
 def config_for(

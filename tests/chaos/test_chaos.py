@@ -93,7 +93,9 @@ def run(home: Home, crew: Crew, deeds: list[Deed], size: Size, folder: Path, gro
 
     # A process that stands still in a transaction holds the lock of an embedded log for longer than a publisher waits:
     # it hears "unavailable", which means that nothing was taken, and comes again as every client does.
-    @retry(retry=retry_if_exception_type(StageUnavailable), stop=stop_after_delay(30), wait=wait_fixed(0.2), reraise=True)
+    @retry(
+        retry=retry_if_exception_type(StageUnavailable), stop=stop_after_delay(30), wait=wait_fixed(0.2), reraise=True
+    )
     def publish(some: list[Outgoing]) -> None:
         coordinates = home.sink.publish(some)
         placed.update(zip(coordinates, some, strict=True))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from models.batches import History
 from models.blank import with_random_reranker
 from models.config import ModelConfig
 from models.release import ModelRelease
+from services import sharing
 from services.domain import DAY_US, BadRequest, Metric, Verdict, from_us
 from services.memory import MemoryRegistry
 from services.retrain import Training, retrain
@@ -42,7 +44,7 @@ def _threads_as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def parts_over(events: EventColumns, folder: Path, seed: int = 1) -> ReleaseParts:
+def parts_over(events: EventColumns, folder: Path, seed: int = 1, threads: int = 1) -> ReleaseParts:
     history = EventsHistory(events)
     sources = Sources(
         lambda until: events,
@@ -53,7 +55,7 @@ def parts_over(events: EventColumns, folder: Path, seed: int = 1) -> ReleasePart
     )
     gate = Gate(share=0.15, users_min=20, users_max=200)
     model, unfinished = replace(SMALL, seed=seed), folder / "unfinished"
-    choices = Choices("demo", seed, folder, "noise", "cpu", 1, gate, model=model, checkpoints=unfinished)
+    choices = Choices("demo", seed, folder, "noise", "cpu", threads, gate, model=model, checkpoints=unfinished)
     return ReleaseParts(sources, choices, lambda *_: None)
 
 
@@ -90,6 +92,18 @@ def test_the_first_release_is_promoted_published_and_exactly_what_was_judged(
     assert release.manifest.data_until_us == int(live.data_until.timestamp() * 1e6 + 0.5)
     parts = parts_over(rounds(), folder)
     assert value(parts.measure(live, NOW), "pipeline", "ndcg@10") == value(verdict.metrics, "pipeline", "ndcg@10")
+
+
+def test_two_processes_judge_as_one_does(trained: tuple[Verdict, MemoryRegistry, Path]) -> None:
+    _, registry, folder = trained
+    live = registry.live()
+    assert live is not None
+    one = parts_over(rounds(), folder).measure(live, NOW)
+    with patch("services.sharing.SHARE_MIN", 10), patch("services.sharing._copy", wraps=sharing._copy) as copies:
+        two = parts_over(rounds(), folder, threads=2).measure(live, NOW)
+    assert copies.call_count >= 2  # for the orders and for the lists, at least
+    assert [(m.model, m.part, m.name, m.users) for m in two] == [(m.model, m.part, m.name, m.users) for m in one]
+    assert [m.value for m in two] == pytest.approx([m.value for m in one], abs=1e-6)
 
 
 def test_the_known_next_click_is_found_far_above_popularity(trained: tuple[Verdict, MemoryRegistry, Path]) -> None:

@@ -37,6 +37,20 @@ def test_a_folder_of_each_family_opens_and_a_text_has_one_vector_whatever_stands
     assert not np.allclose(together[0], together[3], atol=1e-3)
 
 
+def test_texts_are_embedded_by_as_many_threads_as_are_wanted_whatever_the_process_has() -> None:
+    before = torch.get_num_threads()
+    one = TransformerEncoder("hand", tokenizer_of(WORDS, "bert"), model_of("bert", 104), "cpu", 64, threads=1)
+    try:
+        torch.set_num_threads(2)
+        vectors = one.embed(TEXTS)
+        assert torch.get_num_threads() == 1
+        torch.set_num_threads(2)
+        np.testing.assert_allclose(opened("bert").embed(TEXTS), vectors, atol=1e-6)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_encoders_are_pooled_by_the_mean_of_their_real_tokens() -> None:
     """[CLS] w2 w3 [SEP] of the tokenizer are 2, 6, 7, 3: the mean of those four rows, scaled."""
     encoder = opened("bert")

@@ -8,6 +8,13 @@ from multiprocessing.connection import Connection
 from typing import TypeVar
 
 T = TypeVar("T")
+SHARE_MIN = 50
+"""Questions that make a copy of the process worth it."""
+
+
+def shares_of(questions: int, processes: int) -> int:
+    """Among how many of `processes` so many questions are worth sharing out, at least one."""
+    return max(1, min(processes, questions // SHARE_MIN))
 
 
 def shared(shares: int, work: Callable[[int], T]) -> list[T]:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from services.evaluation.sharing import shared
+from services.sharing import shared
 
 
 def test_every_share_is_done_once_by_a_process_of_its_own_that_knows_what_this_one_knew() -> None:
