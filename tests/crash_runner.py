@@ -3,7 +3,8 @@
     python tests/crash_runner.py NAME     the settings by environment; the log holds the messages already
 
 A first life writes down every step that it goes through: calls on the ports and the consumer, commits of SQL, renames
-and syncs of files, each before and after. Then comes a life for each of them, which ends there. The last life finishes.
+and syncs of files, each before and after. Then comes a life for each of them, which ends there (the end of a call and
+the beginning of the next one are one step). The last life finishes.
 Production code knows nothing of this: the steps are watched from outside. Prints a line of JSON: step, how it ended.
 """
 
@@ -159,6 +160,12 @@ def in_a_child(work: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def distinct(steps: list[str]) -> list[str]:
+    """Without those before a call that comes right after another one is over: nothing outside has changed between."""
+    pairs = zip(["", *steps], steps, strict=False)
+    return [step for last, step in pairs if not (last.endswith(" after") and step.endswith(" before"))]
+
+
 def main(name: str, notes: Path) -> int:
     """All lives of one consumer."""
 
@@ -179,7 +186,7 @@ def main(name: str, notes: Path) -> int:
         return 0 if live(name, Steps(name), caught_up) else NOT_REACHED
 
     told = [{"step": "first life", "code": in_a_child(first)}]
-    for step in json.loads(notes.read_text()) if notes.exists() else ():
+    for step in distinct(json.loads(notes.read_text()) if notes.exists() else []):
         told.append({"step": step, "code": in_a_child(killed_at(step))})
     told.append({"step": "last life", "code": in_a_child(last)})
     sys.stdout.write(json.dumps(told) + "\n")

@@ -31,6 +31,8 @@ KILL_RATE = 1000
 WATCH_S = 5.0
 SOAK_RATE = 3000
 SOAK_LOOK_S = 5.0
+SERVICES = {"run": "run", "api": "serve", "features": "consume features", "keepers": "consume trends"}
+"""Processes of an instance, by what MemoryWatch calls them."""
 CAUGHT_UP_S_MAX = 120.0
 FIRST_LISTS_S = 300.0
 
@@ -93,22 +95,30 @@ def recovery(servers: Servers, work: Path) -> Iterator[Figure]:
 
 def soak(servers: Servers, work: Path, minutes: float) -> Iterator[Figure]:
     """Growth of all processes' memory under a steady stream: the median of the last tenth over that of the first one
-    after a sixth of the time to warm up."""
+    after a sixth of the time to warm up; and of each process, in MB."""
     with place(servers, work) as here, _running(here.home):
         watch = ChildrenWatch(os.getpid())
-        sizes: list[float] = []
+        sizes: list[dict[str, float]] = []
         with background(SOAK_RATE) as stream:
             until = time.monotonic() + minutes * 60
             while time.monotonic() < until:
                 time.sleep(SOAK_LOOK_S)
-                them = watch.now_bytes()
-                sizes.append(sum(size for name, size in them.items() if "stream_background" not in name))
+                sizes.append(_by_service(watch.now_bytes()))
             brought = stream.stop()
         warm = sizes[len(sizes) // 6 :]
         tenth = max(1, len(warm) // 10)
-        first, last = quantile(warm[:tenth], 0.5), quantile(warm[-tenth:], 0.5)
-        yield figure("soak_rss_growth_percent", (last / first - 1) * 100)
+        first, last = ({name: quantile([each.get(name, 0.0) for each in some], 0.5) for name in SERVICES}
+                       for some in (warm[:tenth], warm[-tenth:]))  # fmt: skip
+        yield figure("soak_rss_growth_percent", (sum(last.values()) / sum(first.values()) - 1) * 100)
+        for name in SERVICES:
+            yield figure(f"soak_growth_mb_{name}", (last[name] - first[name]) / 1e6)
         yield figure("soak_events_per_s", brought)
+
+
+def _by_service(sizes: dict[str, int]) -> dict[str, float]:
+    """Bytes of each of SERVICES."""
+    said = {name.split(" ", 1)[1]: size for name, size in sizes.items()}  # without the process id
+    return {service: float(said.get(words, 0)) for service, words in SERVICES.items()}
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def _sources(
     folder: Path | None,
 ) -> tuple[ImportSource, ...]:
     from services.archive.reading import DataFile
-    from services.archive.recipes import event_source, item_source, parse_mapping, recipe
+    from services.archive.recipes import RECIPES, event_source, item_source, parse_mapping, recipe
     from services.domain import BadRequest
 
     if name is not None:
@@ -140,7 +140,9 @@ def _sources(
         raise BadRequest("name at least one file of events or --items, or a --recipe")
     for path in (*files, *items):
         if not path.is_file():
-            raise BadRequest(f"there is no file {path}")
+            known = path.name.lower() if path.name.lower() in RECIPES else ""
+            hint = f"; that data set is brought in by --recipe {known} --folder FOLDER" if known else ""
+            raise BadRequest(f"there is no file {path}{hint}")
     mapping, constants = parse_mapping(maps), parse_mapping(sets)
     events = tuple(event_source(DataFile(path), mapping, constants) for path in files)
     mapping_of_items = {} if files else mapping

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from services.settings import Settings
 
 Progress = Callable[[int, int, str], None]
@@ -23,6 +25,8 @@ Progress = Callable[[int, int, str], None]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Bars = Annotated[bool, typer.Option("--bars", help="Progress bars on stderr also with --json.")]
 Fields = Mapping[str, object]
+PAPER_WIDTH = 140
+"""Columns of what is not written to a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +101,20 @@ def plain(value: object) -> object:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on stdout."""
-    from rich.console import Console
     from rich.table import Table
 
     drawn = Table(*columns, title=title or None, title_justify="left", title_style="bold", header_style="bold")
     for row in rows:
         drawn.add_row(*(str(each) for each in row))
-    Console().print(drawn)
+    paper().print(drawn)
+
+
+def paper(stderr: bool = False) -> Console:
+    """Where text is written to: as wide as the terminal, or PAPER_WIDTH where it is none."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(stderr=stderr, width=PAPER_WIDTH)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.commands.edge import Edge, Json, answer, bars, now
+from services.commands.edge import Edge, Json, answer, bars, now, paper
 from services.domain import FreshrankError
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 DEMO_HOME = Path(".freshrank-demo")
 COMMAND = (sys.executable, "-m", "services.cli")
-PAPER_WIDTH = 140
-"""Columns of the story where it is not written to a terminal."""
 
 
 def register(app: typer.Typer) -> None:
@@ -138,12 +136,9 @@ def _films() -> Plot:
 
 
 def _showing(as_json: bool) -> Showing:
-    from rich.console import Console
-
     from services.demo.showing import Showing
 
-    console = Console(stderr=as_json)
-    return Showing(console if console.is_terminal else Console(stderr=as_json, width=PAPER_WIDTH), bars)
+    return Showing(paper(stderr=as_json), bars)
 
 
 def _keep_serving(stage: object) -> None:

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from services.archive.rejected import SqlQuarantine
 from services.bus.embedded import EmbeddedBus
 from services.cli import app, main
-from services.commands.edge import age
+from services.commands.edge import age, table
 from services.commands.look import markdown_page, print_slate, why_empty
 from services.domain import Coordinate, Outgoing, Pick, Reason, Slate
 from services.memory import MemoryBus
@@ -141,6 +141,10 @@ def test_the_version_is_that_of_the_package() -> None:
         (("retrain", "--effort", "heroic"), "effort='heroic' is refused"),
         (("import",), "name at least one file"),
         (("import", "nowhere.csv"), "there is no file nowhere.csv"),
+        (
+            ("import", "Online-Retail"),
+            "there is no file Online-Retail; that data set is brought in by --recipe online-retail",
+        ),
         (("import", "--recipe", "magic"), "there is no recipe 'magic'"),
         (("backup", "copy"), "there is no instance at"),
         (("user", ""), "user_id must have 1 to 256 characters"),
@@ -465,3 +469,13 @@ def test_a_backup_leaves_the_log_usable(filled: Path, tmp_path: Path, freshrank:
     connection = sqlite3.connect(filled / "bus.db", timeout=0, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     connection.close()
+
+
+def test_a_table_that_is_not_written_to_a_terminal_is_as_wide_as_a_page(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table("", ("what", "value"), [("x" * 100, "whole")])
+    told = capsys.readouterr().out
+    assert "x" * 100 in told
+    assert "whole" in told
