@@ -31,6 +31,7 @@ def measured(
     stages_at: Callable[[ModelRelease, int], Stages],
     seed: int,
     progress: Progress,
+    processes: int = 1,
 ) -> Measured:
     """How far a release's reasons can be trusted, over the sampled cases; `stages_at` builds the stages of a release at
     a moment."""
@@ -41,7 +42,7 @@ def measured(
         queries = [query_of(cases, case) for case in some[np.isin(some, chosen)].tolist()]
         if queries:
             probe = stages_at(blank, moment).probe if release.reranks else None
-            parts.append(faithfulness(stages_at(release, moment), probe, queries, seed, progress))
+            parts.append(faithfulness(stages_at(release, moment), probe, queries, seed, progress, processes))
     return joined(parts)
 
 

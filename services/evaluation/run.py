@@ -93,6 +93,12 @@ class Means:
     pretrain: Pretrain = "none"
     labels: float = 1.0
 
+    def processes(self) -> int:
+        """How many processes ask the questions of many cases: as many as threads train, one beside a GPU."""
+        from models.device import pick_device
+
+        return max(1, self.threads) if pick_device(self.device).type == "cpu" else 1
+
     def told(self, seeds: int) -> str:
         """How models are trained, for people."""
         shape = f"tower {self.block}" + (f" {self.size}" if self.size else "")

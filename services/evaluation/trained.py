@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from models.batched import in_this_thread
 from models.batches import Progress
 from models.metrics import MISSING
 from services.candidates.vectors import ItemVectors
@@ -30,6 +31,7 @@ from services.item_parts import CardPart, CovisitsPart, ItemChanged, StatsPart, 
 from services.items import ItemTable
 from services.ports import FeatureStore
 from services.recommend import Stages, recommend
+from services.sharing import shared, shares_of
 from services.training.columns import EventColumns
 from services.training.cutoff import FrozenRows, covisits
 from services.training.drift import FOREVER_DAYS
@@ -152,7 +154,9 @@ class Trainer:
         def stages_at(made: ModelRelease, moment: int) -> Stages:
             return self._means.stages_for(made, self._known.at(moment), self._features)
 
-        return measured(release, self._cases, self._known.moments(), stages_at, seed, self._progress)
+        processes = self._means.processes()
+        with in_this_thread():
+            return measured(release, self._cases, self._known.moments(), stages_at, seed, self._progress, processes)
 
     def _by_pipeline(self, release: ModelRelease, depth: int, seed: int, variant: Variant) -> Ranked:
         cases = self._cases
@@ -162,13 +166,25 @@ class Trainer:
         done = 0
         for moment, some in self._known.moments():
             stages = variant.stages(self._means.stages_for(release, self._known.at(moment), self._features))
-            for case in some.tolist():
-                asked_at = from_us(int(cases.until_us[case]))
-                query = Query(f"case-{case}", str(case), depth, asked_at, seen=cases.seen, record=False)
-                listed = [code[pick.item_id] for pick in recommend(variant.query(query), stages).items]
-                lists[case, : len(listed)] = listed
-                if cases.targets[case] in listed:
-                    places[case] = listed.index(int(cases.targets[case]))
+            shares = shares_of(len(some), self._means.processes())
+
+            def listed(
+                share: int, stages: Stages = stages, some: NDArray[np.int64] = some, shares: int = shares
+            ) -> list[list[int]]:
+                asked = []
+                for case in some[share::shares].tolist():
+                    asked_at = from_us(int(cases.until_us[case]))
+                    query = Query(f"case-{case}", str(case), depth, asked_at, seen=cases.seen, record=False)
+                    asked.append([code[pick.item_id] for pick in recommend(variant.query(query), stages).items])
+                return asked
+
+            with in_this_thread():
+                found = shared(shares, listed)
+            for share, answers in enumerate(found):
+                for case, answer in zip(some[share::shares].tolist(), answers, strict=True):
+                    lists[case, : len(answer)] = answer
+                    if cases.targets[case] in answer:
+                        places[case] = answer.index(int(cases.targets[case]))
             done += len(some)
             self._progress(done, len(cases), f"ranking by {variant.name}, seed {seed}")
         return Ranked(places, lists)

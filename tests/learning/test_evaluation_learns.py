@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from training_world import RULES, rounds
 
 from models.config import ModelConfig
+from services import sharing
 from services.evaluation.cases import Protocol
 from services.evaluation.impressions import evaluate_impressions
 from services.evaluation.run import Line, Means, Wanted, evaluate
@@ -69,6 +71,18 @@ def test_what_the_next_click_is_is_learned_and_by_how_much_it_beats_popularity_i
         assert found["pipeline diversity 0", "all", name].value == found["pipeline", "all", name].value
     assert found["pipeline diversity 0.9", "all", "ild@10"].value > found["pipeline", "all", "ild@10"].value
     assert found["pipeline without faiss", "all", "hr@3"].value <= pipeline.value
+
+
+def test_two_processes_rank_as_one_does(files: tuple[Path, Path]) -> None:
+    one = measured(files, "temporal", seeds=1)
+    with (
+        patch("services.sharing.SHARE_MIN", 5),
+        patch.object(Means, "processes", lambda _: 2),
+        patch("services.sharing._copy", wraps=sharing._copy) as copies,
+    ):
+        two = measured(files, "temporal", seeds=1)
+    assert copies.call_count >= 4  # for the pipeline and each of its variants, at least
+    assert {key: line.value for key, line in two.items()} == pytest.approx({k: line.value for k, line in one.items()})
 
 
 def test_each_case_of_leave_one_out_is_asked_at_its_own_time(files: tuple[Path, Path]) -> None:
