@@ -6,13 +6,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from services.bounds import BOUNDED, Bounds
 from services.domain import Interaction, UserState
+from services.evaluation.cases import Cases
 from services.evaluation.files import Item
 from services.features.fold import fold
 from services.item_parts import CardPart, ItemChanged, VectorPart
 from services.items import ItemTable
 from services.training.columns import EventColumns
+from services.training.cutoff import FrozenRows
 from services.trends.memory import MemoryTrends
 
 FLUSH_EVENTS = 50_000
@@ -95,3 +100,35 @@ def interaction_at(events: EventColumns, n: int) -> Interaction:
 
 def _card(item: Item, created_us: int) -> CardPart:
     return CardPart(item.title, list(item.categories), True, False, item.published_us, 0, created_us)
+
+
+class CaseRows(FrozenRows):
+    """The row of each case, by the case's number: made of the training events that it knows, when it is asked for."""
+
+    def __init__(self, cases: Cases, length: int) -> None:
+        super().__init__({})
+        self._cases, self._length = cases, length
+        self._places = _of_users(cases)
+        self._last = UserState("")
+
+    def read(self, user_id: str) -> UserState:
+        """FeatureStore."""
+        if self._last.user_id != user_id:
+            self._last = _row(self._cases, int(user_id), self._places[int(user_id)], self._length)
+        return self._last
+
+
+def _of_users(cases: Cases) -> list[NDArray[np.int64]]:
+    """The places of the training events that each case knows, oldest first."""
+    events = cases.train
+    kept = np.flatnonzero(events.weight != 0)
+    order = kept[np.argsort(events.user_codes[kept], kind="stable")]
+    offsets = np.searchsorted(events.user_codes[order], np.arange(len(events.user_ids) + 1))
+    starts = offsets[cases.users].tolist()
+    return [order[first : first + size] for first, size in zip(starts, cases.history.tolist(), strict=True)]
+
+
+def _row(cases: Cases, case: int, places: NDArray[np.int64], length: int) -> UserState:
+    """The row that the fold makes of these events; an event's key is its place, so equal times keep their order."""
+    events = cases.train
+    return fold(UserState(str(case)), (interaction_at(events, n) for n in places.tolist()), length)

@@ -16,24 +16,23 @@ from models.batches import Progress
 from models.metrics import MISSING
 from services.candidates.vectors import ItemVectors
 from services.catalogue.cards import card_text
-from services.domain import HISTORY_MAX, BadRequest, ItemCard, Query, ReleaseInfo, UserState, from_us
+from services.domain import HISTORY_MAX, BadRequest, ItemCard, Query, ReleaseInfo, from_us
 from services.evaluation.baselines import Ranker, Scores
 from services.evaluation.cases import Cases
 from services.evaluation.files import Item
-from services.evaluation.knowledge import interaction_at
+from services.evaluation.knowledge import CaseRows
 from services.evaluation.learned import ServedByFile
 from services.evaluation.ranking import NOBODY, Board, Ranked
 from services.evaluation.reasons import Measured, measured
 from services.evaluation.shown import ShownLists
 from services.evaluation.variants import PIPELINE, Variant
-from services.features.fold import fold
 from services.item_parts import CardPart, CovisitsPart, ItemChanged, StatsPart, VectorPart
 from services.items import ItemTable
 from services.ports import FeatureStore
 from services.recommend import Stages, recommend
 from services.sharing import shared, shares_of
 from services.training.columns import EventColumns
-from services.training.cutoff import FrozenRows, covisits
+from services.training.cutoff import covisits
 from services.training.drift import FOREVER_DAYS
 from services.training.examples import corpus_of
 from services.training.gate import Slice
@@ -84,7 +83,7 @@ class Trainer:
         self._history = EventsHistory(cases.train, length, means.bounds)
         self._learned = learned
         self._known = _Known(items, cases, means, self._history, self.texts)
-        self._features = _CaseRows(cases, length)
+        self._features = CaseRows(cases, length)
         self.reasons: list[Measured] = []
         """How far reasons can be trusted, of each seed whose pipeline was ranked."""
 
@@ -378,38 +377,6 @@ class Embedded:
 
 def _text_of(item: Item) -> str:
     return card_text(ItemCard(item.item_id, item.title, item.text, item.categories))
-
-
-class _CaseRows(FrozenRows):
-    """The row of each case, by the case's number: made of the training events that it knows, when it is asked for."""
-
-    def __init__(self, cases: Cases, length: int) -> None:
-        super().__init__({})
-        self._cases, self._length = cases, length
-        self._places = _of_users(cases)
-        self._last = UserState("")
-
-    def read(self, user_id: str) -> UserState:
-        """FeatureStore."""
-        if self._last.user_id != user_id:
-            self._last = _row(self._cases, int(user_id), self._places[int(user_id)], self._length)
-        return self._last
-
-
-def _of_users(cases: Cases) -> list[NDArray[np.int64]]:
-    """The places of the training events that each case knows, oldest first."""
-    events = cases.train
-    kept = np.flatnonzero(events.weight != 0)
-    order = kept[np.argsort(events.user_codes[kept], kind="stable")]
-    offsets = np.searchsorted(events.user_codes[order], np.arange(len(events.user_ids) + 1))
-    starts = offsets[cases.users].tolist()
-    return [order[first : first + size] for first, size in zip(starts, cases.history.tolist(), strict=True)]
-
-
-def _row(cases: Cases, case: int, places: NDArray[np.int64], length: int) -> UserState:
-    """The row that the fold makes of these events; an event's key is its place, so equal times keep their order."""
-    events = cases.train
-    return fold(UserState(str(case)), (interaction_at(events, n) for n in places.tolist()), length)
 
 
 def _nothing(info: ReleaseInfo) -> ModelRelease:
