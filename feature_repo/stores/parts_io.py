@@ -1,11 +1,13 @@
 """A folder of immutable parquet parts: append durably, read what a manifest lists, merge by level. No Feast in here.
 
-    <folder>/manifest.json      the live parts, and the replaced ones until they are swept; replaced by rename
+    <folder>/manifest.json      the live parts; replaced by rename
     <folder>/part-*.parquet     written as a dot-file, fsynced, renamed
     <folder>/.lock .merging     flock: one change of the manifest, one merge at a time, across processes
 
-A crash at any step leaves the manifest before or the manifest after, never a part of either; files that no manifest
-lists are swept. A reader's paths stay readable for `older_than_s` of `sweep` after they have been replaced.
+A crash at any step leaves the manifest before or the manifest after, never a part of either. Files that the manifest
+does not list are swept once they are old; a part that is replaced is dated anew, so that a reader's paths stay readable
+for `older_than_s` of `sweep` after that. (Thousands are replaced in that time: a manifest that lists them too is read
+and written with every append.)
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -44,10 +46,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The live parts in the order they were appended, and the replaced ones with the time (epoch s) that happened."""
+    """The live parts in the order they were appended."""
 
     parts: tuple[Part, ...] = ()
-    replaced: tuple[tuple[str, float], ...] = ()
 
 
 def nothing(_step: str) -> None:
@@ -73,7 +74,7 @@ def append_part(
         os.rename(draft, folder / name)
         reached("renamed")
         known = read_manifest(folder)
-        _replace_manifest(folder, replace(known, parts=(*known.parts, Part(name, 0, table.num_rows))), fsync)
+        _replace_manifest(folder, Manifest((*known.parts, Part(name, 0, table.num_rows))), fsync)
     reached("listed")
     return folder / name
 
@@ -138,8 +139,9 @@ def replace_parts(
         names = {part.name for part in sources}
         place = min(i for i, part in enumerate(known.parts) if part.name in names)
         kept_parts = [part for part in known.parts if part.name not in names]
-        replaced = known.replaced + tuple((part.name, now()) for part in sources)
-        _replace_manifest(folder, Manifest((*kept_parts[:place], merged, *kept_parts[place:]), replaced), fsync)
+        for source in names:  # before they leave the manifest: a sweep sees them there, or young
+            os.utime(folder / source, (now(), now()))
+        _replace_manifest(folder, Manifest((*kept_parts[:place], merged, *kept_parts[place:])), fsync)
     reached("listed")
 
 
@@ -154,25 +156,24 @@ def one_at_a_time(folder: Path) -> Iterator[bool]:
 
 
 def sweep(folder: Path, older_than_s: float = 600.0, now: Callable[[], float] = time.time) -> int:
-    """Unlink what was replaced, and what no manifest lists, over `older_than_s` ago; returns how many files."""
+    """Unlink what was replaced over `older_than_s` ago, and what was never listed; returns how many files."""
     if not folder.is_dir():
         return 0
     before = now() - older_than_s
+
+    def is_old(path: Path) -> bool:
+        try:
+            return path.stat().st_mtime <= before
+        except FileNotFoundError:  # a draft that has its name by now, or somebody else's sweep
+            return False
+
+    old = [path for path in _ours(folder) if is_old(path)]
     with locked(folder / ".lock"):
-        known = read_manifest(folder)
-        gone = {name for name, at in known.replaced if at <= before}
-        kept = {part.name for part in known.parts} | {name for name, _ in known.replaced}
-        strays = {
-            path.name
-            for path in (*folder.glob("part-*.parquet"), *folder.glob(".part-*.parquet"), *folder.glob(".manifest-*"))
-            if path.name not in kept and path.stat().st_mtime <= before
-        }
-        for name in gone | strays:
-            (folder / name).unlink(missing_ok=True)
-        if gone:
-            left = tuple(entry for entry in known.replaced if entry[0] not in gone)
-            _replace_manifest(folder, replace(known, replaced=left), fsync=True)
-    return len(gone | strays)
+        kept = {part.name for part in read_manifest(folder).parts}
+        gone = [path for path in old if path.name not in kept and is_old(path)]
+        for path in gone:
+            path.unlink()
+    return len(gone)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -182,7 +183,7 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         return Manifest()
     assert stored["version"] == 1, f"{folder / MANIFEST} has version {stored['version']}, this reader knows 1"
-    return Manifest(tuple(Part(*part) for part in stored["parts"]), tuple((n, at) for n, at in stored["replaced"]))
+    return Manifest(tuple(Part(*part) for part in stored["parts"]))
 
 
 # ---------------------------------------------------------------------------------------------- inside
@@ -220,6 +221,12 @@ def _with_later_columns(table: Table, schema: Schema) -> Table:
     return table
 
 
+def _ours(folder: Path) -> Iterator[Path]:
+    """The parts, and what a crash leaves of parts and manifests."""
+    for pattern in ("part-*.parquet", ".part-*.parquet", ".manifest-*"):
+        yield from folder.glob(pattern)
+
+
 def _cast(table: Table, schema: Schema) -> Table:
     if table.schema.equals(schema, check_metadata=True):
         return table
@@ -247,14 +254,10 @@ def _write(path: Path, schema: Schema, fsync: bool) -> Iterator[Callable[[Table]
 
 
 def _replace_manifest(folder: Path, manifest: Manifest, fsync: bool) -> None:
-    stored = {
-        "version": 1,
-        "parts": [[part.name, part.level, part.rows] for part in manifest.parts],
-        "replaced": [list(entry) for entry in manifest.replaced],
-    }
+    parts = [[part.name, part.level, part.rows] for part in manifest.parts]
     draft = folder / f".manifest-{uuid.uuid4().hex[:8]}"
     with draft.open("w") as file:
-        json.dump(stored, file)
+        file.write(json.dumps({"version": 1, "parts": parts}))
         file.flush()
         if fsync:
             os.fsync(file.fileno())

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ from services.signals import UserRows
 
 REPO = Path(__file__).parents[2] / "feature_repo"
 HISTORY_ROWS_MAX = 100_000
+SWEEP_EVERY_S = 60.0
 REGISTRY_WAIT_MS = 15_000
 REGISTRY_LOCK_S = 60.0
 """How long processes of a home that start together stand in line for its registry."""
@@ -194,6 +196,7 @@ class FeastFeatureStore:
             for view in (user_behaviour, item_stats, item_live)
         }
         self._merging: dict[str, threading.Thread] = {}
+        self._swept_at: dict[str, float] = {}
         self._told_us = 0
         if deadline_ms is not None:
             self._config.online_store.read_wait_ms = deadline_ms
@@ -330,10 +333,17 @@ class FeastFeatureStore:
         try:
             merges = merge_levels(folder, schema)
             folded = self._fold(folder, schema) if name == self._live.name else 0
-            swept = sweep(folder)
+            swept = self._sweep(name, folder)
             log.info("history merged", view=name, merges=merges, rows_folded=folded, files_swept=swept)
         except OSError as error:
             log.warning("history not merged", view=name, error=str(error))
+
+    def _sweep(self, name: str, folder: Path) -> int:
+        """Now and then: it looks at every file of the last minutes."""
+        if time.monotonic() - self._swept_at.get(name, -SWEEP_EVERY_S) < SWEEP_EVERY_S:
+            return 0
+        self._swept_at[name] = time.monotonic()
+        return sweep(folder)
 
     def _fold(self, folder: Path, schema: Any) -> int:
         """Of what servers were told longer ago than it is kept, each item's newest counts stay."""

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo.stores.parts_io import (
+    MANIFEST,
     append_part,
     live_parts,
     merge_due,
@@ -123,8 +124,27 @@ def test_replaced_parts_stay_readable_until_they_are_swept(tmp_path: Path) -> No
     assert [pq.read_table(path).num_rows for path in before] == [1, 1]
     assert sweep(tmp_path, 600, now=lambda: 1600.0) == 2
     assert not any(path.exists() for path in before)
-    assert read_manifest(tmp_path).replaced == ()
     assert numbers(tmp_path) == [0, 1]
+
+
+def test_an_append_costs_the_same_however_many_parts_were_replaced(tmp_path: Path) -> None:
+    for number in range(40):
+        append_part(tmp_path, table(number), SCHEMA, fsync=False)
+        merge_levels(tmp_path, SCHEMA, width=2, fsync=False)
+    assert len(files(tmp_path)) > 40  # none is swept yet
+    assert (tmp_path / MANIFEST).stat().st_size < 400  # 40 = 32 + 8: two parts
+
+
+def test_a_part_that_was_replaced_is_not_swept_by_its_age(tmp_path: Path) -> None:
+    for number in range(2):
+        append_part(tmp_path, table(number), SCHEMA, fsync=False)
+    before = live_parts(tmp_path)
+    for path in before:
+        os.utime(path, (1.0, 1.0))
+    with pytest.raises(Crash):  # the manifest has changed, and nothing after it was done
+        merge_levels(tmp_path, SCHEMA, width=2, fsync=False, now=lambda: 1000.0, reached=crash_at("listed"))
+    assert sweep(tmp_path, 600, now=lambda: 1599.0) == 0
+    assert [pq.read_table(path).num_rows for path in before] == [1, 1]
 
 
 @pytest.mark.parametrize("step", ["written", "renamed", "listed"])
