@@ -1,5 +1,5 @@
-"""The records and errors that every part of freshrank speaks in. No imports but the standard library, msgspec and
-`services.explanations`.
+"""The records and errors that every part of freshrank speaks in. No imports but the standard library, msgspec,
+`services.explanations` and `services.seen`.
 
 Times are aware UTC datetimes at the edge of a record and integer microseconds since 1970 (`..._us`) where
 they are compared, sorted or stored.
@@ -19,6 +19,8 @@ import msgspec
 from services.explanations import Explanation as Explanation  # noqa: PLC0414 (handed on)
 from services.explanations import LookedAt as LookedAt  # noqa: PLC0414 (handed on)
 from services.explanations import Reason as Reason  # noqa: PLC0414 (handed on)
+from services.seen import NOTHING_SEEN
+from services.seen import Seen as Seen  # noqa: PLC0414 (handed on)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -244,14 +246,14 @@ class UserState:
 
     `events`: the newest HISTORY_MAX by `(occurred_us, event_key)`, newest first.
     `hidden`: `(occurred_us, item_id)` of the newest HIDDEN_MAX hidden items, newest first.
-    `seen`: `(hour, hash64(item_id))` of the newest SEEN_MAX distinct positive items, newest first.
+    `seen`: `(hour, hash64(item_id))` of the newest SEEN_MAX distinct positive items.
     A stranger is an empty state with `row_time_us == 0`, never None.
     """
 
     user_id: str
     events: tuple[Interaction, ...] = ()
     hidden: tuple[tuple[int, str], ...] = ()
-    seen: tuple[tuple[int, int], ...] = ()
+    seen: Seen = NOTHING_SEEN
     first_seen_us: int = 0
     row_time_us: int = 0
     previous_row_time_us: int = 0

@@ -20,6 +20,7 @@ from services.domain import (
     Pick,
     Query,
     Scored,
+    Seen,
     Slate,
     StageUnavailable,
     UserState,
@@ -122,7 +123,8 @@ def anonymous_user(query: Query) -> UserState:
         Interaction(asked_us - (place + 1) * SECOND_US, -place, item_id, "click", None, 1.0)
         for place, item_id in enumerate(newest_first[:HISTORY_MAX])
     )
-    seen = tuple((asked_us // HOUR_US, hash64(item_id)) for item_id in dict.fromkeys(newest_first[:SEEN_MAX]))
+    hashes = sorted({hash64(item_id) for item_id in newest_first[:SEEN_MAX]}, reverse=True)
+    seen = Seen.of((asked_us // HOUR_US, each) for each in hashes)
     return UserState(query.user_id or "", events, (), seen, events[-1].occurred_us, events[0].occurred_us)
 
 

@@ -26,6 +26,7 @@ from services.domain import (
     Outgoing,
     PartHealth,
     Query,
+    Seen,
     UserState,
     hash64,
     to_us,
@@ -134,7 +135,8 @@ def user(*taken: str, hidden: Sequence[str] = (), user_id: str = "ada") -> UserS
         Interaction(us, hash64(f"{user_id}{n}"), i, "click", None, 1.0)
         for n, (i, us) in enumerate(zip(taken, times, strict=True))
     ]
-    seen = tuple((e.occurred_us // 3_600_000_000, hash64(e.item_id)) for e in reversed(events))
+    taken_at = {hash64(e.item_id): e.occurred_us // 3_600_000_000 for e in events}
+    seen = Seen.of(sorted(((hour, each) for each, hour in taken_at.items()), reverse=True))
     newest = times[-1] if times else (NOW_US - 60_000_000 if hidden else 0)
     hides = tuple((NOW_US - 60_000_000, item_id) for item_id in hidden)
     return UserState(user_id, tuple(reversed(events)), hides, seen, times[0] if times else newest, newest)

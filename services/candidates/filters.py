@@ -27,7 +27,7 @@ class SeenFilter:
         """Filter."""
         if query.seen == "keep" or (not user.seen and not user.events):
             return [True] * len(candidates)
-        seen = {item_hash for _, item_hash in user.seen}
+        seen = frozenset(user.seen.hashes())
         in_history = {event.item_id for event in user.events}
         hashes = self.items.hashes([c.item_id for c in candidates]).tolist()
         return [h not in seen and c.item_id not in in_history for c, h in zip(candidates, hashes, strict=True)]

@@ -161,7 +161,7 @@ def _is_open(query: Query) -> bool:
 
 def _passed_over(query: Query, user: UserState) -> frozenset[int]:
     """Hashes of what this user has seen, where the question wants that dropped."""
-    return frozenset(item_hash for _, item_hash in user.seen) if query.seen == "drop" else frozenset()
+    return frozenset(user.seen.hashes()) if query.seen == "drop" else frozenset()
 
 
 def _deep_enough(

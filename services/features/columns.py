@@ -5,7 +5,6 @@ Rows of one batch share most of their events, so the offline side works on the d
 
 from __future__ import annotations
 
-import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from services.domain import DAY_US, Interaction, UserState
+from services.domain import DAY_US, Interaction, Seen, UserState
 from services.signals import COUNTS_WIDTH, UserRows, click_rate
 
 USER_KEY, ITEM_KEY = "user_id", "item_id"
@@ -30,7 +29,6 @@ ITEM_COUNTS = tuple(
 HISTORY_FEATURES = ("recent_items", "recent_us", "recent_kinds", "recent_weights", "row_time_us")
 
 NO_EVENTS: tuple[tuple[Any, ...], ...] = ((),) * len(Interaction._fields)
-_SEEN_BYTES = 4 + 8
 _TIME = pa.timestamp("us", tz="UTC")
 _INTERACTION = partial(tuple.__new__, Interaction)
 """An Interaction of six values without a call into Python: there are 64 in each row that is read."""
@@ -286,7 +284,7 @@ class OnlineCodec:
                 "recent_weights": (events, weights),
                 "hidden_items": (hides, [item_id for _, item_id in hidden]),
                 "hidden_us": (hides, [at_us for at_us, _ in hidden]),
-                "seen": [pack_seen(state.seen) for state in states],
+                "seen": [state.seen.packed for state in states],
                 "first_seen_us": [state.first_seen_us for state in states],
                 "row_time_us": row_time_us,
                 "previous_row_time_us": [state.previous_row_time_us for state in states],
@@ -300,7 +298,7 @@ class OnlineCodec:
         events = zip(
             values["recent_us"],
             values["recent_keys"],
-            values["recent_items"],
+            map(sys.intern, values["recent_items"]),
             map(sys.intern, values["recent_kinds"]),
             [None if isnan(number) else number for number in values["recent_values"]],
             values["recent_weights"],
@@ -311,7 +309,7 @@ class OnlineCodec:
             user_id,
             tuple(map(_INTERACTION, events)),
             tuple(hidden),
-            unpack_seen(values["seen"]),
+            Seen(values["seen"]),
             values["first_seen_us"],
             values["row_time_us"],
             values["previous_row_time_us"],
@@ -325,18 +323,3 @@ class OnlineCodec:
             {"as_of_us": value(int64_val=at), **{name: value(float_val=column[i]) for name, column in named.items()}}
             for i, at in enumerate(at_us.tolist())
         ]
-
-
-def pack_seen(seen: Sequence[tuple[int, int]]) -> bytes:
-    """n entries as n hours (int32), then n item hashes (int64), little-endian."""
-    if not seen:
-        return b""
-    hours, hashes = zip(*seen, strict=True)
-    return struct.pack(f"<{len(seen)}i{len(seen)}q", *hours, *hashes)
-
-
-def unpack_seen(packed: bytes) -> tuple[tuple[int, int], ...]:
-    """The entries of `pack_seen`."""
-    count = len(packed) // _SEEN_BYTES
-    numbers = struct.unpack(f"<{count}i{count}q", packed)
-    return tuple(zip(numbers[:count], numbers[count:], strict=True))

@@ -12,6 +12,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from sys import intern
 
 from services.domain import (
     HIDDEN_MAX,
@@ -79,13 +80,19 @@ def merge(stored: UserState, mine: UserState) -> UserState:
 
 
 def interaction(event: Event, rules: KindRules) -> Interaction | None:
-    """The event as a row keeps it; None for a neutral or undeclared kind, which never enters a row."""
+    """The event as a row keeps it; None for a neutral or undeclared kind, which never enters a row. Rows of one process
+    share the strings: thousands of users hold the same items."""
     weight = rules.signed_weight(event.kind, event.value)
     if weight == 0.0:
         return None
     value = None if event.value is None else float32(event.value)
     return Interaction(
-        to_us(event.occurred_at), hash64(event.event_id), event.item_id, event.kind, value, float32(weight)
+        to_us(event.occurred_at),
+        hash64(event.event_id),
+        intern(event.item_id),
+        intern(event.kind),
+        value,
+        float32(weight),
     )
 
 
@@ -110,7 +117,7 @@ class _Row:
 
     __slots__ = (
         "_event_by_key", "_events", "_events_max", "_first_seen_us", "_hidden", "_hidden_at", "_hidden_state", "_seen",
-        "_seen_at", "_seen_state", "_stored", "duplicates", "late", "row_time_us",
+        "_stored", "duplicates", "late", "row_time_us",
     )  # fmt: skip
 
     def __init__(self, stored: UserState, events_max: int = HISTORY_MAX) -> None:
@@ -124,9 +131,7 @@ class _Row:
         self._hidden = list(reversed(stored.hidden))
         self._hidden_at = {item_id: at_us for at_us, item_id in stored.hidden}
         self._hidden_state: tuple[tuple[int, str], ...] | None = stored.hidden
-        self._seen = list(reversed(stored.seen))
-        self._seen_at = {item_hash: hour for hour, item_hash in stored.seen}
-        self._seen_state: tuple[tuple[int, int], ...] | None = stored.seen
+        self._seen = stored.seen
         self.late = 0
         self.duplicates = 0
 
@@ -141,19 +146,8 @@ class _Row:
 
     def see(self, hour: int, item_hash: int) -> bool:
         """The newest hour at which a positive event met the item, for the SEEN_MAX newest items."""
-        held = self._seen_at.get(item_hash)
-        if held is not None:
-            if held >= hour:
-                return False
-            del self._seen[bisect_left(self._seen, (held, item_hash))]
-        elif len(self._seen) == SEEN_MAX:
-            if (hour, item_hash) < self._seen[0]:
-                return False
-            del self._seen_at[self._seen.pop(0)[1]]
-        self._seen_at[item_hash] = hour
-        insort(self._seen, (hour, item_hash))
-        self._seen_state = None
-        return True
+        before, self._seen = self._seen, self._seen.taken(hour, item_hash, SEEN_MAX)
+        return self._seen is not before
 
     def hide(self, at_us: int, item_id: str) -> bool:
         """The newest hide of the item, for the HIDDEN_MAX newest hidden items."""
@@ -184,13 +178,11 @@ class _Row:
         self.row_time_us = max(newest_us, self.row_time_us + 1)
         if self._hidden_state is None:
             self._hidden_state = tuple(self._hidden[::-1])
-        if self._seen_state is None:
-            self._seen_state = tuple(self._seen[::-1])
         return UserState(
             self._stored.user_id,
             tuple(self._events[::-1]),
             self._hidden_state,
-            self._seen_state,
+            self._seen,
             self._first_seen_us,
             self.row_time_us,
             self._stored.row_time_us,

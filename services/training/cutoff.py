@@ -17,6 +17,7 @@ from services.domain import (
     SEEN_MAX,
     BadRequest,
     Interaction,
+    Seen,
     UserState,
     hash64,
 )
@@ -178,7 +179,7 @@ def rows_at(history: FeatureHistory, before: EventColumns, user_codes: NDArray[n
             user_id,
             events,
             hidden.get(code, ()),
-            seen.get(code, ()),
+            seen.get(code, Seen()),
             events[-1].occurred_us if events else 0,
             int(rows.row_time_us[place]),
         )
@@ -187,7 +188,7 @@ def rows_at(history: FeatureHistory, before: EventColumns, user_codes: NDArray[n
 
 def _seen_and_hidden(
     before: EventColumns, user_codes: NDArray[np.int64]
-) -> tuple[dict[int, tuple[tuple[int, int], ...]], dict[int, tuple[tuple[int, str], ...]]]:
+) -> tuple[dict[int, Seen], dict[int, tuple[tuple[int, str], ...]]]:
     hiding = np.array([kind in HIDING_KINDS for kind in before.kinds] or [False])[before.kind_codes]
     of_interest = np.isin(before.user_codes, user_codes) & (before.positive | hiding)
     seen: dict[int, dict[int, int]] = {}
@@ -201,6 +202,11 @@ def _seen_and_hidden(
         else:
             seen.setdefault(user, {}).setdefault(hashes[item], occurred_us // HOUR_US)
     return (
-        {u: tuple((hour, key) for key, hour in list(each.items())[:SEEN_MAX]) for u, each in seen.items()},
+        {u: _newest_seen(each) for u, each in seen.items()},
         {u: tuple((us, item_id) for item_id, us in list(each.items())[:HIDDEN_MAX]) for u, each in hidden.items()},
     )
+
+
+def _newest_seen(hours: dict[int, int]) -> Seen:
+    """Of the hour of each item's hash."""
+    return Seen.of(sorted(((hour, key) for key, hour in hours.items()), reverse=True)[:SEEN_MAX])

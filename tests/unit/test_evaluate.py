@@ -16,6 +16,7 @@ from services.domain import (
     Query,
     Reason,
     Scored,
+    Seen,
     StageUnavailable,
     UserState,
     hash64,
@@ -96,7 +97,7 @@ def test_a_frozen_row_holds_events_seen_and_hidden_before_the_cut_and_refuses_to
     features = rows_at(EventsHistory(EVENTS), BEFORE, np.array([EVENTS.user_ids.index("ann")]), CUT)
     row = features.read("ann")
     assert [(e.item_id, e.kind) for e in row.events] == [("d", "hide"), ("a", "click")]
-    assert row.seen == ((START_US // HOUR_US, hash64("a")),)
+    assert row.seen == Seen.of([(START_US // HOUR_US, hash64("a"))])
     assert row.hidden == ((START_US + 3, "d"),)
     assert features.read("nobody").is_stranger
     with pytest.raises(BadRequest):

@@ -18,6 +18,7 @@ from services.domain import (
     Interaction,
     KindRule,
     KindRules,
+    Seen,
     UserState,
     hash64,
 )
@@ -67,7 +68,7 @@ def test_an_event_older_than_a_full_history_is_late_and_still_seen() -> None:
     folded = fold_each(full, [click(30, "old")])
     assert (folded.late, folded.duplicates) == (1, 0)
     assert folded.rows[-1].events == full.events
-    assert folded.rows[-1].seen == ((HISTORY_MAX, hash64("x")), (0, hash64("old")))
+    assert folded.rows[-1].seen == Seen.of([(HISTORY_MAX, hash64("x")), (0, hash64("old"))])
     assert folded.rows[-1].first_seen_us == 30
 
 
@@ -108,7 +109,7 @@ def test_hidden_and_seen_keep_the_newest_of_each_item_and_are_bounded() -> None:
     assert [at for at, _ in state.hidden] == list(range(300, 300 - HIDDEN_MAX, -1))
     state = fold(ANNA, [click(h * HOUR_US, f"s{h}") for h in range(1, SEEN_MAX + 3)])
     assert [hour for hour, _ in state.seen] == list(range(SEEN_MAX + 2, 2, -1))
-    assert fold(state, [click(5000 * HOUR_US, "s700")]).seen[0] == (5000, hash64("s700"))
+    assert next(iter(fold(state, [click(5000 * HOUR_US, "s700")]).seen)) == (5000, hash64("s700"))
 
 
 def test_kinds_enter_by_their_sign() -> None:
@@ -121,7 +122,7 @@ def test_kinds_enter_by_their_sign() -> None:
     expected = Interaction(1577836800000000, hash64("e"), "i", "rating", 6.0, 1.0)
     assert interaction(event("rating", 6.0), RULES) == expected
     assert interaction(event("rating", 5.9), RULES) == expected._replace(weight=-1.0, value=5.900000095367432)
-    assert fold(ANNA, [expected._replace(weight=-1.0)]).seen == ()
+    assert fold(ANNA, [expected._replace(weight=-1.0)]).seen == Seen()
 
 
 def test_a_merge_is_the_union_after_both() -> None:

@@ -33,8 +33,6 @@ from services.features.columns import (
     derived,
     flatten,
     item_table,
-    pack_seen,
-    unpack_seen,
     user_table,
 )
 from services.features.fold import fold, fold_each
@@ -231,13 +229,6 @@ def test_the_scalars_for_people_are_the_signals_at_the_row_time() -> None:
         for name, column in columns.items():
             assert column[place] == pytest.approx(expected[name], abs=1e-6), (name, place)
     assert {name: float(column[0]) for name, column in columns.items()} == dict.fromkeys(columns, 0.0)
-
-
-def test_seen_items_pack_into_twelve_bytes_each() -> None:
-    seen = ((490_000, -(2**63)), (3, 2**63 - 1), (3, 0))
-    assert len(pack_seen(seen)) == 36
-    assert unpack_seen(pack_seen(seen)) == seen
-    assert unpack_seen(pack_seen(())) == ()
 
 
 def test_importing_feast_leaves_the_process_as_it_was() -> None:
