@@ -86,23 +86,36 @@ def _pieces(laid: bytes, width: int) -> list[bytes]:
 
 
 def _texts(lists: Lists, flat: Sequence[str]) -> list[bytes]:
-    encoded = [text.encode() for text in flat]
-    lengths = np.fromiter(map(len, encoded), dtype="<u4", count=len(encoded))
+    edges = list(pairwise(lists.offsets.tolist()))
+    distinct = [frozenset(flat[start:end]) for start, end in edges]
+    is_plain = [
+        len(those) * 2 > end - start or len(those) > CODES_MAX
+        for those, (start, end) in zip(distinct, edges, strict=True)
+    ]
+    plain = _plain(lists, flat) if any(is_plain) else [b""] * len(edges)
+    return [plain[row] if is_plain[row] else _codes(flat[start:end], distinct[row])
+            for row, (start, end) in enumerate(edges)]  # fmt: skip
+
+
+def _plain(lists: Lists, flat: Sequence[str]) -> list[bytes]:
+    """Each row's texts as they are."""
+    joined = "".join(flat)
+    text = joined.encode()
+    sizes = flat if len(text) == len(joined) else [each.encode() for each in flat]  # ASCII: a byte for each letter
+    lengths = np.fromiter(map(len, sizes), dtype="<u4", count=len(sizes))
     planes = lists.cut(lists.planes(lengths), lengths.dtype.itemsize)
-    text = b"".join(encoded)
     edges = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))[lists.offsets].tolist()
-    found = []
-    at = 0
-    for row, count in enumerate(np.diff(lists.offsets).tolist()):
-        those = flat[at : at + count]
-        at += count
-        distinct = frozenset(those)
-        if len(distinct) * 2 > count or len(distinct) > CODES_MAX:
-            found.append(LIST.pack(PLAIN, count) + planes[row] + text[edges[row] : edges[row + 1]])
-        else:
-            codes, known = _coded(distinct)
-            found.append(LIST.pack(CODED, count) + bytes(map(codes.__getitem__, those)) + known)
-    return found
+    counts = np.diff(lists.offsets).tolist()
+    return [
+        LIST.pack(PLAIN, count) + plane + text[start:end]
+        for count, plane, (start, end) in zip(counts, planes, pairwise(edges), strict=True)
+    ]
+
+
+def _codes(texts: Sequence[str], distinct: frozenset[str]) -> bytes:
+    """A row's texts as codes of the few that they are."""
+    codes, known = _coded(distinct)
+    return LIST.pack(CODED, len(texts)) + bytes(map(codes.__getitem__, texts)) + known
 
 
 @lru_cache(maxsize=1000)

@@ -28,6 +28,8 @@ ITEM_COUNTS = tuple(
 )
 HISTORY_FEATURES = ("recent_items", "recent_us", "recent_kinds", "recent_weights", "row_time_us")
 
+MOSTLY = 0.9
+"""Where so many of the rows are of different users, looking for events that rows share costs more than it saves."""
 NO_EVENTS: tuple[tuple[Any, ...], ...] = ((),) * len(Interaction._fields)
 _TIME = pa.timestamp("us", tz="UTC")
 _INTERACTION = partial(tuple.__new__, Interaction)
@@ -40,18 +42,20 @@ _INTERACTION = partial(tuple.__new__, Interaction)
 def user_table(states: Sequence[UserState], created_at: datetime) -> Any:
     """The rows as a table in the columns of `user_behaviour`. `seen` stays out of the history: up to 12 KB for each
     event of a busy user, and a fold of the archive gives it (`docs/decisions`)."""
-    flat = flatten(states)
+    users = {state.user_id for state in states}
+    flat = flatten(states) if len(users) < MOSTLY * len(states) else laid_out(states)
     row_time_us = _int64([state.row_time_us for state in states])
+    at_us, weights = flat.times(), flat.weights()
     columns = {
         USER_KEY: pa.array([state.user_id for state in states]),
-        **_event_lists(flat),
+        **_event_lists(flat, at_us, weights),
         "hidden_items": pa.array([[item for _, item in state.hidden] for state in states], pa.list_(pa.string())),
         "hidden_us": pa.array([[at for at, _ in state.hidden] for state in states], pa.list_(pa.int64())),
         "seen": pa.array([b""] * len(states), pa.binary()),
         "first_seen_us": pa.array(_int64([state.first_seen_us for state in states])),
         "row_time_us": pa.array(row_time_us),
         "previous_row_time_us": pa.array(_int64([state.previous_row_time_us for state in states])),
-        **{name: pa.array(column) for name, column in derived(flat, row_time_us).items()},
+        **{name: pa.array(column) for name, column in derived(flat, at_us, weights, row_time_us).items()},
         EVENT_TIME: pa.array(row_time_us).cast(_TIME),
         CREATED: pa.array([created_at] * len(states), _TIME),
     }
@@ -108,6 +112,14 @@ class Flat:
     codes: NDArray[np.int64]
     distinct: tuple[Interaction, ...]
 
+    def times(self) -> NDArray[np.int64]:
+        """When each of `distinct` occurred."""
+        return _int64([each.occurred_us for each in self.distinct])
+
+    def weights(self) -> NDArray[np.float32]:
+        """The weight of each of `distinct`."""
+        return np.array([each.weight for each in self.distinct], dtype=np.float32)
+
 
 def flatten(states: Sequence[UserState]) -> Flat:
     """Lay rows end to end; one object in many rows becomes one entry of `distinct`."""
@@ -123,12 +135,14 @@ def laid_out(states: Sequence[UserState]) -> Flat:
     return Flat(_offsets(states), np.arange(len(every)), every)
 
 
-def derived(flat: Flat, row_time_us: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
-    """Some USER_FEATURES of `services.signals` as of the row time, for people who look; a test holds them equal."""
-    at_us = _int64([each.occurred_us for each in flat.distinct])[flat.codes]
-    positive = np.array([each.weight > 0 for each in flat.distinct], dtype=np.bool_)[flat.codes]
+def derived(
+    flat: Flat, at_us: NDArray[np.int64], weights: NDArray[np.float32], row_time_us: NDArray[np.int64]
+) -> dict[str, NDArray[np.float32]]:
+    """Some USER_FEATURES of `services.signals` as of the row time, for people who look; a test holds them equal.
+    `at_us` and `weights` are those of `flat.distinct`."""
+    positive = (weights > 0)[flat.codes]
     lengths = np.diff(flat.offsets)
-    age_us = np.repeat(row_time_us, lengths) - at_us
+    age_us = np.repeat(row_time_us, lengths) - at_us[flat.codes]
 
     def per_row(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         summed = np.concatenate(([0], np.cumsum(chosen)))
@@ -147,17 +161,17 @@ def _offsets(states: Sequence[UserState]) -> NDArray[np.int64]:
     return np.cumsum([0, *(len(state.events) for state in states)], dtype=np.int64)
 
 
-def _event_lists(flat: Flat) -> dict[str, Any]:
+def _event_lists(flat: Flat, at_us: NDArray[np.int64], weights: NDArray[np.float32]) -> dict[str, Any]:
     offsets, codes = pa.array(flat.offsets.astype(np.int32)), pa.array(flat.codes)
     distinct = flat.distinct
     values = np.array([np.nan if e.value is None else e.value for e in distinct], dtype=np.float32)
     columns = {
         "recent_items": pa.array([each.item_id for each in distinct], pa.string()),
-        "recent_us": pa.array(_int64([each.occurred_us for each in distinct])),
+        "recent_us": pa.array(at_us),
         "recent_keys": pa.array(_int64([each.event_key for each in distinct])),
         "recent_kinds": pa.array([each.kind for each in distinct], pa.string()),
         "recent_values": pa.array(values),
-        "recent_weights": pa.array(np.array([each.weight for each in distinct], dtype=np.float32)),
+        "recent_weights": pa.array(weights),
     }
     return {name: pa.ListArray.from_arrays(offsets, column.take(codes)) for name, column in columns.items()}
 
@@ -270,6 +284,7 @@ class OnlineCodec:
         occurred_us, keys, item_ids, kinds, given, weights = (
             zip(*flat.distinct, strict=True) if flat.distinct else NO_EVENTS
         )
+        at_us, weight = _int64(occurred_us), np.array(weights, dtype=np.float32)
         hidden = tuple(chain.from_iterable(state.hidden for state in states))
         events = self._lists(flat.offsets)
         hides = self._lists(np.cumsum([0, *(len(state.hidden) for state in states)], dtype=np.int64))
@@ -277,18 +292,18 @@ class OnlineCodec:
             self._layout,
             {
                 "recent_items": (events, item_ids),
-                "recent_us": (events, occurred_us),
+                "recent_us": (events, at_us),
                 "recent_keys": (events, keys),
                 "recent_kinds": (events, kinds),
                 "recent_values": (events, [nan if each is None else each for each in given]),
-                "recent_weights": (events, weights),
+                "recent_weights": (events, weight),
                 "hidden_items": (hides, [item_id for _, item_id in hidden]),
                 "hidden_us": (hides, [at_us for at_us, _ in hidden]),
                 "seen": [state.seen.packed for state in states],
                 "first_seen_us": [state.first_seen_us for state in states],
                 "row_time_us": row_time_us,
                 "previous_row_time_us": [state.previous_row_time_us for state in states],
-                **derived(flat, row_time_us),
+                **derived(flat, at_us, weight, row_time_us),
             },
         )
 

@@ -209,6 +209,14 @@ def test_the_columns_are_those_that_are_declared() -> None:
     )
 
 
+def test_rows_make_the_same_table_whether_they_share_events_or_not() -> None:
+    stream = [Interaction(T0 + n, n, f"i{n}", "click", 4.0, 1.0) for n in range(5)]
+    of_one = fold_each(UserState("a"), stream).rows
+    of_many = [fold(UserState(f"u{n}"), stream[: n + 1]) for n in range(5)]
+    for rows in (of_one, of_many):
+        assert user_table(rows, NOW).equals(pa.concat_tables([user_table([row], NOW) for row in rows]).combine_chunks())
+
+
 def test_the_scalars_for_people_are_the_signals_at_the_row_time() -> None:
     chance = random.Random(2)
     stream = [
@@ -216,7 +224,8 @@ def test_the_scalars_for_people_are_the_signals_at_the_row_time() -> None:
         for n in range(90)
     ]
     rows = [UserState("a"), *fold_each(UserState("a"), stream).rows]
-    columns = derived(flatten(rows), np.array([row.row_time_us for row in rows]))
+    flat = flatten(rows)
+    columns = derived(flat, flat.times(), flat.weights(), np.array([row.row_time_us for row in rows]))
     for place, row in enumerate(rows[1:], start=1):
         events = row.events
         block = HistoryBlock(
