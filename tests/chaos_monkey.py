@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from services.domain import Outgoing
+from services.domain import Outgoing, StageUnavailable
 
 ROOT = Path(__file__).resolve().parent.parent
 CREW: Mapping[str, tuple[str, ...]] = {
@@ -29,6 +29,8 @@ CREW: Mapping[str, tuple[str, ...]] = {
 TICK_S = 0.02
 PUT_OFF_S = 0.5
 END_S = 60.0
+REFUSED_S = 60.0
+"""Longest time in which nothing is taken: several pauses after each other, each found out by a publisher that waits."""
 IMPORTING_S = 20.0
 """A process younger than this may not have come to its signal handlers yet."""
 
@@ -148,17 +150,31 @@ def disturb(
     publish: Callable[[Sequence[Outgoing]], object],
     grow: Callable[[], None],
 ) -> None:
-    """Publish everything within about `span_s` while the deeds are done; at the end everybody runs again."""
+    """Publish everything within about `span_s` while the deeds are done; at the end everybody runs again.
+
+    A process that stands still in a transaction holds the lock of an embedded log for longer than a publisher waits: it
+    hears StageUnavailable, which means that nothing was taken, and comes again as every client does. Between its
+    tries the deeds go on, or nobody would ever wake the process that it waits for.
+
+    Raises:
+        StageUnavailable: nothing was taken for REFUSED_S.
+    """
     due: list[Deed] = sorted(deeds)
     away: set[str] = set()
-    begun = time.monotonic()
+    begun = taken = time.monotonic()
     done = 0
     while due or done < len(sent):
         passed = time.monotonic() - begun
         until = min(len(sent), int(len(sent) * passed / span_s) + 1)
         if until > done:
-            publish(sent[done:until])
-            done = until
+            try:
+                publish(sent[done:until])
+            except StageUnavailable:
+                if time.monotonic() - taken > REFUSED_S:
+                    raise
+            else:
+                done, taken = until, time.monotonic()
+            passed = time.monotonic() - begun  # a pause is counted from when it really begins
         while due and due[0].at_s <= passed:
             deed = heapq.heappop(due)
             if deed.what in ("kill", "pause") and deed.who in away:

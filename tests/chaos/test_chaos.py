@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from chaos_world import (
     stream,
 )
 from kafka import KafkaAdminClient
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from services.domain import TOPIC_EVENTS, TOPICS, Coordinate, Outgoing, Partition, StageUnavailable
 from services.settings import load_settings
@@ -91,23 +91,21 @@ def run(home: Home, crew: Crew, deeds: list[Deed], size: Size, folder: Path, gro
     print(f"seed {SEED}, {len(sent)} messages in {span_s:.0f} s", *deeds, sep="\n")
     placed: dict[Coordinate, Outgoing] = {}
 
-    # A process that stands still in a transaction holds the lock of an embedded log for longer than a publisher waits:
-    # it hears "unavailable", which means that nothing was taken, and comes again as every client does.
-    @retry(
-        retry=retry_if_exception_type(StageUnavailable), stop=stop_after_delay(30), wait=wait_fixed(0.2), reraise=True
-    )
-    def publish(some: list[Outgoing]) -> None:
+    def publish(some: Sequence[Outgoing]) -> None:
         coordinates = home.sink.publish(some)
         placed.update(zip(coordinates, some, strict=True))
 
+    patiently = Retrying(
+        retry=retry_if_exception_type(StageUnavailable), stop=stop_after_delay(30), wait=wait_fixed(0.2), reraise=True
+    )  # four processes open the log and the broker makes its first topics just then
     started = time.monotonic()
     for who in CREW:
         crew.start(who)
     calm = len(sent) // 50
-    publish(sent[:calm])
+    patiently(publish, sent[:calm])
     settle(crew, home, SETTLE_S)  # a process that does not run yet is not disturbed by anything
     began = time.monotonic()
-    disturb(crew, deeds, sent[calm:], span_s, publish, grow)  # type: ignore[arg-type]
+    disturb(crew, deeds, sent[calm:], span_s, publish, grow)
     disturbed_s = time.monotonic() - began
     settle(crew, home, 2 * span_s + SETTLE_S)
     settled_s = time.monotonic() - began - disturbed_s
