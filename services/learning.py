@@ -40,6 +40,8 @@ log = structlog.get_logger()
 
 JUDGED_USERS_MAX = {"demo": 1500, "normal": 2500, "full": 10_000}
 """Users whose lists are asked for to judge a release: about 10 ms each."""
+EXPLAINED_USERS_MAX = {"demo": 50, "normal": 100, "full": 300}
+"""Users on whose lists the reasons are measured: about 150 ms each."""
 
 
 def retrain(settings: Settings, progress: Progress = unwatched) -> Verdict:
@@ -175,7 +177,7 @@ def _release_parts(home: Home, progress: Progress) -> ReleaseParts:
     choices = Choices(
         effort=s.effort, seed=s.seed, releases=s.home / "releases", text_encoder=s.text_encoder, device=s.device,
         threads=s.train_threads, gate=Gate(s.judge_share, s.judge_days_max, users_max=JUDGED_USERS_MAX[s.effort]),
-        embedded_by=embedded_by, bounds=s.bounds(),
+        embedded_by=embedded_by, bounds=s.bounds(), explained_max=EXPLAINED_USERS_MAX[s.effort],
         checkpoints=s.home / "runs" / "unfinished",
     )  # fmt: skip
     return ReleaseParts(sources, choices, progress)

@@ -383,7 +383,7 @@ def feast_command(settings: Settings) -> tuple[list[str], dict[str, str], Path]:
     with open_home(settings) as home:
         live = home.rows.live()
     environment = feast_environment(settings.home, online_config(settings), settings.database_url, live)
-    return [str(Path(sys.executable).with_name("feast"))], environment, REPO
+    return [sys.executable, "-m", "services.features.command"], environment, REPO
 
 
 def forget_elsewhere(settings: Settings) -> None:

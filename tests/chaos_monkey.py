@@ -149,6 +149,7 @@ def disturb(
     span_s: float,
     publish: Callable[[Sequence[Outgoing]], object],
     grow: Callable[[], None],
+    refused_s: float = REFUSED_S,
 ) -> None:
     """Publish everything within about `span_s` while the deeds are done; at the end everybody runs again.
 
@@ -157,7 +158,7 @@ def disturb(
     tries the deeds go on, or nobody would ever wake the process that it waits for.
 
     Raises:
-        StageUnavailable: nothing was taken for REFUSED_S.
+        StageUnavailable: nothing was taken for `refused_s`.
     """
     due: list[Deed] = sorted(deeds)
     away: set[str] = set()
@@ -170,7 +171,7 @@ def disturb(
             try:
                 publish(sent[done:until])
             except StageUnavailable:
-                if time.monotonic() - taken > REFUSED_S:
+                if time.monotonic() - taken > refused_s:
                     raise
             else:
                 done, taken = until, time.monotonic()

@@ -10,6 +10,7 @@ Production code knows nothing of this: the steps are watched from outside. Print
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -21,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb  # noqa: F401  # here, once, rather than in each life
-import feast  # noqa: F401
 from chaos_world import GROUPS
 
 from services.archive.consumer import ArchiveConsumer
 from services.consume import consume
+from services.features.store import import_feast
 from services.patience import Patience, PatientConsumer, PatientSource
 from services.processes import AWAY
 from services.settings import load_settings
@@ -184,6 +185,11 @@ def main(name: str, notes: Path) -> int:
     def last() -> int:
         return 0 if live(name, Steps(name), caught_up) else NOT_REACHED
 
+    import_feast()  # here, once, rather than in each life
+    if name == "catalogue":
+        importlib.import_module("models.device")  # with torch
+    if load_settings().bus == "kafka":
+        importlib.import_module("services.bus.kafka")
     told = [{"step": "first life", "code": in_a_child(first)}]
     for step in json.loads(notes.read_text()) if notes.exists() else []:
         told.append({"step": step, "code": in_a_child(killed_at(step))})

@@ -168,9 +168,7 @@ def server_settings(kafka_servers: str, topic_prefix: str, redis_url: str, datab
     }
 
 
-@pytest.fixture
-def own_stack(live_stack: Stack, request: pytest.FixtureRequest) -> Iterator[Callable[..., Stack]]:
-    """`own_stack("redis", "kafka")`: servers of this test alone, which it may stop, kill and pause."""
+def _own(_live_stack: Stack) -> Iterator[Callable[..., Stack]]:
     stacks: list[Stack] = []
 
     def make(*names: str) -> Stack:
@@ -185,6 +183,18 @@ def own_stack(live_stack: Stack, request: pytest.FixtureRequest) -> Iterator[Cal
         (stack.folder / "lock").unlink()
         (stack.folder / "env").unlink()
         stack.folder.rmdir()
+
+
+@pytest.fixture
+def own_stack(live_stack: Stack) -> Iterator[Callable[..., Stack]]:
+    """`own_stack("redis", "kafka")`: servers of this test alone, which it may stop, kill and pause."""
+    yield from _own(live_stack)
+
+
+@pytest.fixture(scope="module")
+def module_stack(live_stack: Stack) -> Iterator[Callable[..., Stack]]:
+    """The same for the tests of a module, each of which leaves them running for the next."""
+    yield from _own(live_stack)
 
 
 # ------------------------------------------------------------------------------------------------- hooks

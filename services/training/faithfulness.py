@@ -23,7 +23,6 @@ from services.training.columns import EventColumns
 from services.training.gate import Slice
 
 AT = (1, 3, 5)
-USERS_MAX = 100
 ITEMS_MIN = 6
 """Users with fewer items in their row are passed over: five by lot would be all of them."""
 PICKS = 10
@@ -62,9 +61,9 @@ def faithfulness(
     return {name: np.array([each.get(name, np.nan) for each in found]) for name in names}
 
 
-def queries_of(judged: Slice, before: EventColumns) -> list[Query]:
-    """What is asked for some of the judged users that were known before the cut."""
-    codes = judged.user_codes[judged.known][:USERS_MAX].tolist()
+def queries_of(judged: Slice, before: EventColumns, users_max: int) -> list[Query]:
+    """What is asked for `users_max` of the judged users that were known before the cut."""
+    codes = judged.user_codes[judged.known][:users_max].tolist()
     asked_at = from_us(judged.cut_us)
     return [Query(f"reasons-{code}", before.user_ids[code], PICKS, asked_at, record=False) for code in codes]
 

@@ -83,7 +83,8 @@ class Choices:
     """How a run is to be done. `threads` 0: all cores but one. `cut_us` fixes the cut (for evaluation); None: the gate
     chooses. `model`: its hyper-parameters; None: the defaults for the size and the drift of the data. `plan`: what is
     learned from what; None: `newest_rounds`. `embedded_by`: the encoder of the text vectors that are taken; empty: the
-    one of most items. `checkpoints`: where the tower leaves how far it has come."""
+    one of most items. `checkpoints`: where the tower leaves how far it has come. `explained_max`: judged users whose
+    lists' reasons are measured."""
 
     effort: Effort
     seed: int
@@ -99,6 +100,7 @@ class Choices:
     plan: Plan | None = None
     embedded_by: str = ""
     bounds: Bounds = BOUNDED
+    explained_max: int = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +294,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
     ) -> tuple[Metric, ...]:
         """How far the reasons can be trusted, over some of the judged users."""
         blank = self._sources.stages_for(with_random_reranker(release, self._choices.seed), examples.items, features)
-        queries = queries_of(examples.judged, examples.corpus.events)
+        queries = queries_of(examples.judged, examples.corpus.events, self._choices.explained_max)
         found = faithfulness(
             stages, blank.probe if release.reranks else None, queries, self._choices.seed, self._progress,
             self._processes(),

@@ -55,7 +55,9 @@ def parts_over(events: EventColumns, folder: Path, seed: int = 1, threads: int =
     )
     gate = Gate(share=0.15, users_min=20, users_max=200)
     model, unfinished = replace(SMALL, seed=seed), folder / "unfinished"
-    choices = Choices("demo", seed, folder, "noise", "cpu", threads, gate, model=model, checkpoints=unfinished)
+    choices = Choices(
+        "demo", seed, folder, "noise", "cpu", threads, gate, model=model, checkpoints=unfinished, explained_max=40
+    )
     return ReleaseParts(sources, choices, lambda *_: None)
 
 

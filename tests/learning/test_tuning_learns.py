@@ -76,8 +76,9 @@ class Instance:
         )  # fmt: skip
         gate = Gate(share=0.15, users_min=20, users_max=200)
         choices = Choices(
-            "demo", 1, self.home / "releases", self.source, "cpu", 1, gate, model=SMALL, embedded_by=self.encoder.name
-        )
+            "demo", 1, self.home / "releases", self.source, "cpu", 1, gate, model=SMALL, embedded_by=self.encoder.name,
+            explained_max=5,
+        )  # fmt: skip
         return ReleaseParts(sources, choices, lambda *_: None)
 
     def tuned(self, config: TuningConfig = FAST) -> TunedParts:

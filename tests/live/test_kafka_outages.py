@@ -30,14 +30,20 @@ def bus_of(servers: str, prefix: str, **chosen: object) -> KafkaBus:
     return KafkaBus(choices, lambda: datetime.now(UTC)).open()
 
 
-@pytest.fixture
-def stack(own_stack: Callable[..., Stack]) -> Stack:
-    return own_stack("kafka")
+@pytest.fixture(scope="module")
+def broker(module_stack: Callable[..., Stack]) -> Stack:
+    return module_stack("kafka")
 
 
 @pytest.fixture
-def bus(stack: Stack) -> Iterator[KafkaBus]:
-    bus = bus_of(stack.settings["FRESHRANK_KAFKA_SERVERS"], "")
+def stack(broker: Stack) -> Iterator[Stack]:
+    yield broker
+    broker.start("kafka")  # wherever the test has ended
+
+
+@pytest.fixture
+def bus(stack: Stack, topic_prefix: str) -> Iterator[KafkaBus]:
+    bus = bus_of(stack.settings["FRESHRANK_KAFKA_SERVERS"], topic_prefix)
     yield bus
     bus.close()
 

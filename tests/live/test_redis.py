@@ -251,14 +251,14 @@ def test_the_command_says_in_one_sentence_why_it_does_not_start(tmp_path: Path) 
 def test_feasts_command_line_works_on_rows_in_redis(redis_url: str, tmp_path: Path) -> None:
     environment = feast_environment(tmp_path, redis_online(redis_url, "freshrank"))
     repo = Path(__file__).parents[2] / "feature_repo"
-    feast = str(Path(sys.executable).with_name("feast"))
-    done = subprocess.run([feast, "apply"], cwd=repo, env=environment, capture_output=True, text=True, check=False)
+    feast = (sys.executable, "-m", "services.features.command")
+    done = subprocess.run([*feast, "apply"], cwd=repo, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     opened = feast_at(tmp_path, redis_url)
     assert apply_repo(opened) is False
     store = FeastFeatureStore(opened)
     store.write([row("anna", 5)])
-    command = [feast, "get-online-features", "-f", "user_behaviour:row_time_us", "-e", "user_id=anna"]
+    command = [*feast, "get-online-features", "-f", "user_behaviour:row_time_us", "-e", "user_id=anna"]
     shown = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, check=False)
     assert str(T0 + 5) in shown.stdout, shown.stderr[-2000:]
     store.close()

@@ -164,8 +164,9 @@ def test_the_next_release_learns_from_them_and_says_so(loop: Loop) -> None:
         )
         gate = Gate(share=0.02, users_min=5)
         choices = Choices(
-            "demo", 1, loop.settings.home / "releases", "hashing", "cpu", 1, gate, served=ServedRules(lists_min=100)
-        )
+            "demo", 1, loop.settings.home / "releases", "hashing", "cpu", 1, gate, served=ServedRules(lists_min=100),
+            explained_max=5,
+        )  # fmt: skip
         parts = ReleaseParts(sources, choices, lambda *_: None)
         examples = parts.build(moment, None)
         cut_us = examples.judged.cut_us

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-import chaos_monkey
 import pytest
 from chaos_monkey import Crew, Deed, disturb
 
@@ -51,11 +50,9 @@ def test_a_publisher_that_is_kept_out_by_a_paused_process_gets_everything_in_onc
     assert not crew.paused
 
 
-def test_a_log_that_takes_nothing_any_more_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chaos_monkey, "REFUSED_S", 0.1)
-
+def test_a_log_that_takes_nothing_any_more_ends_the_run() -> None:
     def publish(some: Sequence[Outgoing]) -> None:
         raise StageUnavailable("the disk is full")
 
     with pytest.raises(StageUnavailable, match="the disk is full"):
-        disturb(cast(Crew, SleepingCrew()), [], MESSAGES, 0.1, publish, grow=lambda: None)
+        disturb(cast(Crew, SleepingCrew()), [], MESSAGES, 0.1, publish, grow=lambda: None, refused_s=0.1)

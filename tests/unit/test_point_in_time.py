@@ -17,8 +17,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from feast.infra.key_encoding_utils import serialize_entity_key
-from feast.protos.feast.types.Value_pb2 import Map
 from feast_home import feast_at
 
 from feature_repo.definitions import COUNTS, item_stats, user_behaviour
@@ -162,10 +160,14 @@ def test_feasts_own_write_never_replaces_a_newer_row(store: Any) -> None:
 
 @pytest.mark.parametrize("user_id", ["a", "", "Ünïcode/ 1", "x" * 256])
 def test_a_key_of_one_text_is_feasts(user_id: str) -> None:
+    from feast.infra.key_encoding_utils import serialize_entity_key
+
     assert text_key("user_id", user_id) == serialize_entity_key(OnlineCodec().key("user_id", user_id), 3)
 
 
 def test_a_row_stored_before_rows_were_packed_is_read() -> None:
+    from feast.protos.feast.types.Value_pb2 import Map
+
     state = fold(UserState("a"), [Interaction(T0 + n, n, f"i{n}", "click", None, 1.0) for n in range(3)])
     codec = OnlineCodec()
     (row,) = codec.encode([state])
