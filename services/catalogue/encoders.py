@@ -38,6 +38,8 @@ MADE_FROM = "freshrank.json"
 """A file in the folder of a tuned encoder that says what it was tuned from."""
 UNCACHED = ("hashing-", "none", "tiny")
 """Encoders that are done sooner than a cache is asked."""
+ALWAYS_THERE = ("auto", "cpu")
+"""Devices that need no look, for which PyTorch would have to be loaded: an encoder without a model does without."""
 log = structlog.get_logger()
 
 
@@ -132,10 +134,11 @@ def embedded(texts: Mapping[str, str], encoder: TextEncoder) -> Iterator[list[tu
 
 def open_cached(source: str, settings: Settings, cache: EmbeddingCache, threads: int = 0) -> TextEncoder:
     """An encoder, behind the cache where that pays. Raises SettingsInvalid."""
-    from models.device import pick_device
-
     try:
-        pick_device(settings.device)
+        if settings.device not in ALWAYS_THERE:
+            from models.device import pick_device
+
+            pick_device(settings.device)
         encoder = open_encoder(source, settings.device, settings.text_batch_max, threads)
     except EncoderMissing as error:
         raise SettingsInvalid(f"text_encoder={source!r} is refused: {error}") from error

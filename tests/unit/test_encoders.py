@@ -120,3 +120,12 @@ def test_a_transformer_stands_behind_the_cache_of_the_home_and_hashing_does_not(
     assert (tmp_path / "embeddings.db").exists()
     with pytest.raises(SettingsInvalid, match="text_encoder"):
         open_cached(str(tmp_path / "nowhere"), settings, cache)
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99"])
+def test_a_device_that_this_machine_lacks_is_refused_even_where_no_encoder_uses_one(
+    device: str, tmp_path: Path
+) -> None:
+    settings = Settings(home=tmp_path, device=device)
+    with pytest.raises(SettingsInvalid, match=device):
+        open_cached("hashing", settings, home_cache(settings, lambda: NOW))

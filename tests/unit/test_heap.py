@@ -1,4 +1,5 @@
-"""What a process keeps in memory: nothing that was freed, and no compiler for a GPU that is not there."""
+"""What a process keeps in memory: nothing that was freed, no compiler for a GPU that is not there, no PyTorch where no
+model is."""
 
 from __future__ import annotations
 
@@ -29,6 +30,15 @@ torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
 print(device.type, "torch._dynamo" in sys.modules, sys.modules.get("triton") is not None)
 """
 
+CONSUMING = """
+import sys, tempfile
+from services.settings import load_settings
+from services.wiring import open_home
+with tempfile.TemporaryDirectory() as folder, open_home(load_settings(home=folder, text_encoder="hashing")) as home:
+    print(home.consumer("catalogue").name, *(home.consumer(name).name for name in ("features", "trends", "archive")))
+print("torch" in sys.modules, "feast" in sys.modules)
+"""
+
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library gives memory back in its own way")
 def test_memory_that_was_freed_goes_back_to_the_system() -> None:
@@ -39,6 +49,12 @@ def test_without_a_gpu_no_kernel_compiler_is_loaded() -> None:
     device, optimizer_looked, loaded = _said(LOADED).split()
     assert optimizer_looked == "True", "what loads the compiler did not run: this test would prove nothing"
     assert (loaded == "True") == (device == "cuda")
+
+
+def test_consumers_of_an_instance_that_hashes_its_texts_do_without_pytorch() -> None:
+    names, loaded = _said(CONSUMING).splitlines()[-2:]
+    assert names == "catalogue features trends archive"
+    assert loaded == "False True", "PyTorch, Feast"
 
 
 def _said(program: str) -> str:
