@@ -19,7 +19,6 @@ from services.training.faithfulness import ITEMS_MIN, faithfulness
 if TYPE_CHECKING:
     from models.release import ModelRelease
 
-CASES = 200
 SLICE = "reasons"
 Measured = Mapping[str, NDArray[np.float64]]
 
@@ -32,12 +31,13 @@ def measured(
     seed: int,
     progress: Progress,
     processes: int = 1,
+    cases_max: int = 200,
 ) -> Measured:
     """How far a release's reasons can be trusted, over the sampled cases; `stages_at` builds the stages of a release at
     a moment."""
     from models.blank import with_random_reranker
 
-    blank, chosen, parts = with_random_reranker(release, seed), sampled_cases(cases), []
+    blank, chosen, parts = with_random_reranker(release, seed), sampled_cases(cases, cases_max), []
     for moment, some in moments:
         queries = [query_of(cases, case) for case in some[np.isin(some, chosen)].tolist()]
         if queries:
@@ -46,10 +46,10 @@ def measured(
     return joined(parts)
 
 
-def sampled_cases(cases: Cases) -> NDArray[np.int64]:
-    """CASES of the judged cases with history enough, by lot, in their order."""
+def sampled_cases(cases: Cases, cases_max: int) -> NDArray[np.int64]:
+    """`cases_max` of the judged cases with history enough, by lot, in their order."""
     fit = np.flatnonzero(cases.judged & (cases.history >= ITEMS_MIN))
-    chosen = np.random.default_rng(1).permutation(fit)[:CASES]
+    chosen = np.random.default_rng(1).permutation(fit)[:cases_max]
     return np.sort(chosen)
 
 

@@ -76,7 +76,7 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class Means:
     """What training needs beside the data. `model` None: hyper-parameters by the size of the data, with a tower of
-    `block`s and of `size`."""
+    `block`s and of `size`. `explained_max`: cases on whose lists the pipeline's reasons are measured."""
 
     stages_for: StagesFor
     effort: Effort
@@ -92,6 +92,7 @@ class Means:
     bounds: Bounds = BOUNDED
     pretrain: Pretrain = "none"
     labels: float = 1.0
+    explained_max: int = 200
 
     def processes(self) -> int:
         """How many processes ask the questions of many cases: as many as threads train, one beside a GPU."""

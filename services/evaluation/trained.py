@@ -153,9 +153,12 @@ class Trainer:
         def stages_at(made: ModelRelease, moment: int) -> Stages:
             return self._means.stages_for(made, self._known.at(moment), self._features)
 
-        processes = self._means.processes()
+        means = self._means
         with in_this_thread():
-            return measured(release, self._cases, self._known.moments(), stages_at, seed, self._progress, processes)
+            return measured(
+                release, self._cases, self._known.moments(), stages_at, seed, self._progress, means.processes(),
+                means.explained_max,
+            )  # fmt: skip
 
     def _by_pipeline(self, release: ModelRelease, depth: int, seed: int, variant: Variant) -> Ranked:
         cases = self._cases

@@ -24,7 +24,7 @@ TINY = replace(
     batch_targets=256, learning_rate=1e-2, warmup_steps=5, reranker_hidden=(32,), reranker_epochs_max=5,
     recency_half_life_days=1e6,
 )  # fmt: skip
-MEANS = Means(unrecorded, "demo", "hashing", "cpu", 1, 64, TINY)
+MEANS = Means(unrecorded, "demo", "hashing", "cpu", 1, 64, TINY, explained_max=20)
 Found = dict[tuple[str, str, str], Line]
 
 

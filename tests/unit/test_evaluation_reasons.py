@@ -25,7 +25,7 @@ def test_measures_of_several_moments_are_one_and_what_a_moment_lacks_counts_nowh
 def test_cases_with_history_enough_are_asked_as_the_pipeline_is() -> None:
     rows = [("ann", f"i{n}", n) for n in range(6)] + [("bob", f"i{n}", n) for n in range(5)]
     cases = cases_of(events_of(rows), [("ann", "x", 100), ("bob", "x", 100)], seen="keep")
-    assert sampled_cases(cases).tolist() == [0]
+    assert sampled_cases(cases, 200).tolist() == [0]
     asked = query_of(cases, 0)
     assert (asked.user_id, asked.seen, asked.record) == ("0", "keep", False)
     assert asked.asked_at.timestamp() * 1e6 == START_US + 100
