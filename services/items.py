@@ -70,6 +70,7 @@ class ItemTable:
         self._led: tuple[UserState | None, int, dict[str, tuple[float, str]]] = (None, 0, {})
         self.as_of = 0
         self.as_of_us = 0  # when the newest counts in here were written
+        self._counted_us = 0  # when the newest of them were true
 
     # ------------------------------------------------------------------------------------------ writing
 
@@ -235,14 +236,22 @@ class ItemTable:
         return frozenset(number for name in names if (number := self._category_numbers.get(name)))
 
     def trending(self, now_us: int, limit: int) -> tuple[tuple[str, float], ...]:
-        """Items with the most clicks lately: the 24 h and the 7 d ranking, taken in turn; score is decayed clicks."""
+        """Items with the most clicks lately: the 24 h and the 7 d ranking, taken in turn; score is decayed clicks.
+
+        All counts decay alike, so their order is the one of the newest of them: where nobody has come for years they
+        are too small to be told apart, and what was wanted last is still what to show.
+        """
         with self._lock:  # both rankings of the same moment: an item that comes between them would part their lengths
-            day = self._ranking("clicks_24h", limit, now_us, lambda: self._clicks(now_us, 4))
-            week = self._ranking("clicks_7d", limit, now_us, lambda: self._clicks(now_us, 5))
+            told_us = min(now_us, self._counted_us)
+            day = self._ranking("clicks_24h", limit, now_us, lambda: self._clicks(now_us, told_us, 4))
+            week = self._ranking("clicks_7d", limit, now_us, lambda: self._clicks(now_us, told_us, 5))
             in_turn = np.stack([day, week], axis=1).ravel()
             merged = in_turn[np.sort(np.unique(in_turn, return_index=True)[1])][:limit]
-            counts = decayed(self._counts[merged], self._counts_at_us[merged], now_us)[:, 4:6].sum(axis=1)
-            kept = self._servable(now_us, merged) & (counts > 0)
+            wanted, counts = (
+                decayed(self._counts[merged], self._counts_at_us[merged], at_us)[:, 4:6].sum(axis=1)
+                for at_us in (told_us, now_us)
+            )
+            kept = self._servable(now_us, merged) & (wanted > 0)
             ids = self._ids
             return tuple(
                 (ids[slot], count) for slot, count in zip(merged[kept].tolist(), counts[kept].tolist(), strict=True)
@@ -284,9 +293,9 @@ class ItemTable:
         elif StatsPart in changed:
             self._ranked = {kept: ranked for kept, ranked in self._ranked.items() if kept[0] == "newest"}
 
-    def _clicks(self, now_us: int, column: int) -> NDArray[np.float64]:
+    def _clicks(self, now_us: int, told_us: int, column: int) -> NDArray[np.float64]:
         used = len(self._ids)
-        counts = decayed_column(self._counts[:used], self._counts_at_us[:used], now_us, column).astype(np.float64)
+        counts = decayed_column(self._counts[:used], self._counts_at_us[:used], told_us, column).astype(np.float64)
         return np.where(self._servable(now_us, slice(0, used)), counts, 0.0)
 
     def _servable(self, now_us: int, slots: NDArray[np.int64] | slice) -> NDArray[np.bool_]:
@@ -317,6 +326,7 @@ class ItemTable:
         self._seqs[slots, column] = seqs[newer]
         self._counts[slots] = rows.counts[newer]
         self._counts_at_us[slots] = rows.at_us[newer]
+        self._counted_us = max(self._counted_us, int(rows.at_us[newer].max(initial=0)))
         self.as_of_us = max(self.as_of_us, int(rows.written_us[newer].max(initial=0)))
 
     def _apply_vector(self, item_id: str, slot: int, part: VectorPart, seq: int) -> None:

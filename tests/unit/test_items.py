@@ -123,8 +123,14 @@ def test_trending_takes_the_day_and_the_week_in_turn() -> None:
 def test_trending_decays_to_the_moment_asked() -> None:
     known = table(("old", stats(8, 0, NOW_US - 3 * DAY_US)), ("new", stats(2, 0, NOW_US)))
     assert known.trending(NOW_US, 1) == (("new", 2.0),)  # 8 halved three times is 1
-    assert known.trending(NOW_US + 100 * 365 * DAY_US, 2) == ()
+    assert known.trending(NOW_US + 365 * DAY_US, 1) == (("new", 0.0),)
     assert known.trending(NOW_US, 1) == (("new", 2.0),), "a question about another time must not be remembered"
+
+
+def test_what_was_wanted_last_is_shown_however_long_ago_that_was() -> None:
+    known = table(("old", stats(8, 9, NOW_US - 3 * DAY_US)), ("new", stats(2, 8, NOW_US)), ("none", card()))
+    much_later = NOW_US + 100 * 365 * DAY_US
+    assert known.trending(much_later, 3) == (("new", 0.0), ("old", 0.0))
 
 
 def test_trending_leaves_out_what_may_not_be_shown() -> None:
