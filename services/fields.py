@@ -19,6 +19,8 @@ _EPOCH = re.compile(r"-?\d{9,}(\.\d+)?")
 """More digits than a date has."""
 ITEM_FIELDS = ("title", "text", "categories", "attributes", "available", "published_at", "expires_at")
 TEXT_LENGTH_MAX = 20_000
+VALUE_MAX = 3.4028234663852886e38
+"""The largest float32: rows keep values as such."""
 
 
 def check_item_fields(fields: Mapping[str, object]) -> Mapping[str, object]:
@@ -96,6 +98,8 @@ def number_of(given: object) -> float:
         raise WireError("bad_value", "value must be a number")
     if not _is_finite(number):
         raise WireError("not_finite", "value must be a finite number")
+    if abs(number) > VALUE_MAX:
+        raise WireError("bad_value", f"value must lie within {VALUE_MAX:.4g} of 0: user rows keep no more")
     return float(number)
 
 

@@ -51,7 +51,10 @@ DEFAULT_KINDS: dict[str, KindRule] = {
 class Settings(BaseSettings):
     """Everything that can be set, each with a default and a sentence."""
 
-    model_config = SettingsConfigDict(env_prefix="FRESHRANK_", env_nested_delimiter="__", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="FRESHRANK_", env_nested_delimiter="__", frozen=True, extra="forbid",
+        allow_inf_nan=False,
+    )  # fmt: skip
 
     home: Path = Field(Path(".freshrank"), description="Folder that holds all state of this instance.")
 
@@ -197,7 +200,13 @@ class Settings(BaseSettings):
     train_threads: int = Field(0, ge=0, description="Threads of a training run; 0: all cores but one.")
     retrain_every_hours: float = Field(24.0, ge=0, description="Period of scheduled retraining; 0 switches it off.")
     judge_share: float = Field(0.05, gt=0, lt=0.5, description="Newest share of the events that judges a release.")
-    judge_days_max: float = Field(7.0, gt=0, description="The judged slice is at most this long.")
+    judge_days_max: float = Field(
+        7.0,
+        gt=0,
+        description=(
+            "The judged slice is at most this long; with fewer than 500 users in it, it takes up to half of the events."
+        ),
+    )
     seed: int = Field(1, description="Seed of training.")
     release_keep: int = Field(5, ge=2, description="Release folders kept; the live one is never removed.")
 
@@ -216,6 +225,13 @@ class Settings(BaseSettings):
         "slates", description="Where impressions are counted from; never both."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity logged.")
+
+    @field_validator("home", mode="before")
+    @classmethod
+    def _named(cls, home: object) -> object:
+        if home == "":  # it would be the working folder, with whatever else lies there
+            raise ValueError("name a folder, or leave it out for ./.freshrank")
+        return home
 
     @field_validator("redis_url")
     @classmethod
@@ -281,6 +297,8 @@ def toml_file() -> Path:
 
 def load_settings(**overrides: object) -> Settings:
     """The settings of this process. Raises SettingsInvalid naming key, value and fix; `overrides` win over all."""
+    if os.environ.get("FRESHRANK_CONFIG") and not toml_file().is_file():
+        raise SettingsInvalid(f"FRESHRANK_CONFIG={os.environ['FRESHRANK_CONFIG']!r} is refused: there is no such file")
     try:
         settings = Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
@@ -307,7 +325,8 @@ NOT_SETTINGS = frozenset({"FRESHRANK_CONFIG", "FRESHRANK_REQUIRE_LIVE"})
 def setting_sources(settings: Settings) -> dict[str, str]:
     """Where each setting's value came from: environment, the file, or default."""
     in_file: dict[str, object] = tomllib.loads(toml_file().read_text()) if toml_file().exists() else {}
-    environment = {name.removeprefix("FRESHRANK_").split("__")[0].lower() for name in os.environ}
+    ours = [name.removeprefix("FRESHRANK_") for name in os.environ if name.startswith("FRESHRANK_")]
+    environment = {name.split("__")[0].lower() for name in ours}
     return {
         name: "environment" if name in environment else str(toml_file()) if name in in_file else "default"
         for name in type(settings).model_fields

@@ -56,10 +56,11 @@ def bring(  # noqa: PLR0913 (each one is an option)
     """Import files of events and items.
 
     They are published in the order of time. When `freshrank run` runs on this home, its consumers take them in; else
-    the consumers run here until nothing is left.
+    the consumers run here until nothing is left. A file of which not one row could be read ends it with code 1.
     """
     from services import processes, wiring
     from services.archive.importer import import_sources
+    from services.domain import FreshrankError
     from services.supervisor import holder_of
 
     settings = settings_of(context)
@@ -84,6 +85,8 @@ def bring(  # noqa: PLR0913 (each one is an option)
                 f" `freshrank run`, or `freshrank consume {' '.join(CONSUMERS)} --until-caught-up`, goes on"
             )
     answer(as_json, {name: getattr(done, name) for name in done.__dataclass_fields__}, lambda: _print(done))
+    if done.unread:
+        raise FreshrankError(f"not one row of {', '.join(map(str, done.unread))} could be read")
 
 
 class Interrupted(Exception):

@@ -26,6 +26,13 @@ DATABASES_BESIDE = ("online.db", "spool.db")
 """Those of a home whose metadata lies in PostgreSQL."""
 ROWS = 2000
 FOLDERS = ("offline", "archive", "releases", "runs", "encoders")
+OWN = (
+    *MARKS, *DATABASES, *FOLDERS, "embeddings.db", ".registry.lock", "import", "rejects", "metrics", "logs", "api.json",
+    "parity.json", "run.log", "offsets.json", "manifest.json",
+)  # fmt: skip
+"""What can lie in a home."""
+BESIDE = ("-wal", "-shm", "-journal")
+"""Ends of the files that SQLite puts beside a database."""
 TRIES = 3
 TOPICS_STAY = (
     "Kafka keeps the topics {prefix}freshrank.*; the consumers have forgotten how far they were, so the next run reads"
@@ -68,6 +75,7 @@ def reset(
     if existed:
         if not any((home / mark).exists() for mark in MARKS):
             raise BadRequest(f"{home} does not look like an instance of freshrank; nothing was deleted")
+        refuse_strangers(home)
         if not yes and not typer.confirm(f"{everything} will be deleted. Go on?"):
             raise BadRequest("nothing was deleted")
         with RunLock(home):
@@ -94,6 +102,18 @@ def _drop_tables(settings: Settings) -> None:
         drop_registry(engine)
     finally:
         engine.dispose()
+
+
+def refuse_strangers(home: Path) -> None:
+    """Raises BadRequest where a home holds what is not freshrank's: a folder of somebody's was named as the home."""
+    from services.domain import BadRequest
+
+    own = {*OWN, *(f"{name}{end}" for name in OWN if name.endswith(".db") for end in BESIDE)}
+    strange = sorted(each.name for each in home.iterdir() if each.name not in own)
+    if strange:
+        raise BadRequest(
+            f"{home} holds things that are not freshrank's ({', '.join(strange[:3])}); nothing was deleted"
+        )
 
 
 def wipe(home: Path) -> None:

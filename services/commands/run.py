@@ -54,7 +54,9 @@ def register(app: typer.Typer) -> None:
 
 def run(
     context: typer.Context,
-    port: Annotated[int | None, typer.Option(help="Wanted port of the API (default: the setting api_port).")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Wanted port of the API (default: the setting api_port).")
+    ] = None,
     logs: Annotated[Path | None, typer.Option(help="Folder for one log file per process (default: stderr).")] = None,
     allow_volatile: AllowVolatile = False,
     as_json: JsonLine = False,
@@ -183,7 +185,9 @@ def _scheduler(settings: Settings, stopping: threading.Event) -> Iterator[None]:
 
 def serve(
     context: typer.Context,
-    port: Annotated[int | None, typer.Option(help="Wanted port; the next free one is taken, and said.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Wanted port; the next free one is taken, and said.")
+    ] = None,
     allow_volatile: AllowVolatile = False,
     as_json: JsonLine = False,
     quiet: Annotated[bool, typer.Option("--quiet", hidden=True)] = False,

@@ -87,12 +87,9 @@ def _home(context: typer.Context) -> Path:
 
 
 def _wipe(home: Path) -> None:
-    from services.commands.keep import MARKS, wipe
-    from services.domain import BadRequest
+    from services.commands.keep import refuse_strangers, wipe
 
-    strange = [each.name for each in home.iterdir() if each.name != "run.lock"]
-    if strange and not any((home / mark).exists() for mark in MARKS if mark != "run.lock"):
-        raise BadRequest(f"{home} holds things that are not freshrank's ({strange[0]}); name another --home")
+    refuse_strangers(home)
     wipe(home)
 
 

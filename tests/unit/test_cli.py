@@ -424,12 +424,25 @@ def test_reset_deletes_a_home_and_only_a_home(filled: Path, tmp_path: Path, fres
     assert told.returncode == 2
     assert "does not look like an instance" in told.stderr
     assert (precious / "thesis.txt").exists()
+    (filled / "thesis.txt").write_text("years of work")
+    told = freshrank(filled, "reset", "--yes")
+    assert told.returncode == 2
+    assert "holds things that are not freshrank's (thesis.txt); nothing was deleted" in told.stderr
+    (filled / "thesis.txt").unlink()
     told = freshrank(filled, "reset", "--yes")
     assert (told.returncode, told.stdout) == (0, f"Everything under {filled} is deleted.\n")
     assert [each.name for each in filled.iterdir()] == ["run.lock"]
     assert freshrank(filled, "status").stderr.startswith("freshrank: there is no instance at")
     told = freshrank(tmp_path / "nowhere", "reset", "--yes")
     assert told.stdout == f"There is nothing at {tmp_path / 'nowhere'}; nothing was deleted.\n"
+
+
+@pytest.mark.parametrize("command", ["run", "serve", "demo"])
+@pytest.mark.parametrize("port", ["-5", "70000"])
+def test_a_port_that_is_none_is_refused(command: str, port: str, tmp_path: Path, freshrank: Freshrank) -> None:
+    told = freshrank(tmp_path / "home", command, "--port", port)
+    assert told.returncode == 2
+    assert "Invalid value for '--port'" in told.stderr
 
 
 def test_reset_and_run_are_refused_while_somebody_runs_on_the_home(filled: Path, freshrank: Freshrank) -> None:

@@ -42,6 +42,10 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_default(tmp_pa
         ({"FRESHRANK_EFFORT": "huge"}, "effort='huge'"),
         ({"FRESHRANK_BUS_PARTITIONS": "0"}, "bus_partitions='0'"),
         ({"FRESHRANK_PORT": "1"}, "FRESHRANK_PORT"),
+        ({"FRESHRANK_HOME": ""}, "home='' is refused: .* name a folder"),
+        ({"FRESHRANK_CONFIG": "/no/such.toml"}, "FRESHRANK_CONFIG='/no/such.toml' is refused: there is no such file"),
+        ({"FRESHRANK_RETRAIN_EVERY_HOURS": "inf"}, "retrain_every_hours='inf'"),
+        ({"FRESHRANK_JUDGE_SHARE": "nan"}, "judge_share='nan'"),
         ({"FRESHRANK_KAFKA_SECURITY": "hunter2"}, '"kafka_security" from .* it must be JSON, as {"name": "value"}'),
     ],
 )
@@ -56,6 +60,12 @@ def test_an_unknown_or_unreadable_file_entry_is_refused(tmp_path: Path) -> None:
         file.write_text(text)
         with environment(FRESHRANK_CONFIG=str(file)), pytest.raises(SettingsInvalid, match=said):
             load_settings()
+
+
+def test_what_the_environment_says_to_other_programs_is_no_source_of_a_setting() -> None:
+    with environment(SEED="5", HOME="/home/ann"):
+        sources = setting_sources(load_settings())
+    assert (sources["seed"], sources["home"]) == ("default", "default")
 
 
 def test_declared_kinds_add_to_the_default_ones() -> None:

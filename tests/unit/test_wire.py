@@ -14,7 +14,7 @@ from msgspec.structs import replace as replaced
 
 from services import wire
 from services.domain import Dropped, Event, ItemChange, Pick, Reason, Slate, WireError
-from services.fields import check_item_fields, parse_time
+from services.fields import VALUE_MAX, check_item_fields, parse_time
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "messages"
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -31,7 +31,7 @@ events = st.builds(
     kind=ids,
     occurred_at=st.datetimes(datetime(2000, 1, 1), NOW.replace(tzinfo=None)).map(lambda t: t.replace(tzinfo=UTC)),
     accepted_at=st.just(NOW),
-    value=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    value=st.none() | st.floats(-VALUE_MAX, VALUE_MAX),
     request_id=st.none() | ids,
     session_id=st.none() | ids,
     properties=st.dictionaries(ids, ids, max_size=3),
@@ -130,6 +130,7 @@ GOOD = {
         (GOOD | {"value": True}, "bad_value"),
         (GOOD | {"value": float("nan")}, "not_finite"),
         (GOOD | {"value": float("-inf")}, "not_finite"),
+        (GOOD | {"value": 3.5e38}, "bad_value"),  # above the largest float32, as rows keep values
         (GOOD | {"kind": "purchase", "value": -1}, "negative_value"),
         (GOOD | {"properties": [1]}, "bad_properties"),
         (GOOD | {"properties": {f"p{n}": n for n in range(51)}}, "many_properties"),
