@@ -11,12 +11,15 @@ import msgspec
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from services import document
 from services.api.problems import Problem
 from services.domain import Coordinate, Outgoing, Partition, StageUnavailable, WireError
 from services.ports import LogView
 from services.wire import BYTES_MAX
 
 WAIT_STEP_S = 0.004
+_UNESCAPED = ((b"\\\\", b"__"), (b"\\u0022", b'\\"'), (b"\\u003a", b":"), (b"\\u003A", b":"))
+"""Escapes of which a text may be written in two ways that count differently; pairs of backslashes first, they hide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +41,19 @@ class Waited:
 
 
 def records(body: bytes, content_type: str, list_name: str, records_max: int) -> list[object]:
-    """The records of a body, not yet checked; Problem when the body as a whole cannot be read."""
+    """The records of a body, not yet checked; Problem when the body as a whole cannot be read.
+
+    A record that cannot be read, or that names something twice, stays bytes and is refused by its index.
+    """
+    is_lines = "ndjson" in content_type or "jsonl" in content_type or "json-seq" in content_type
     try:
-        if "ndjson" in content_type or "jsonl" in content_type or "json-seq" in content_type:
-            found: object = [_line(line) for line in body.splitlines() if line.strip()]
-        else:
-            found = msgspec.json.decode(body)
+        found = _lines(body) if is_lines else _document(body, list_name)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         fix = "send JSON, or one JSON object per line with Content-Type: application/x-ndjson"
         raise Problem("bad-body", f"the body is not JSON ({error}); {fix}") from None
     if isinstance(found, dict) and isinstance(found.get(list_name), list):
         found = found[list_name]
-    if isinstance(found, dict):
+    if isinstance(found, dict | bytes):
         found = [found]
     if not isinstance(found, list):
         raise Problem(
@@ -69,7 +73,7 @@ def parse_each(
     for index, record in enumerate(found):
         try:
             if isinstance(record, bytes):
-                raise WireError("not_json", "the line is not JSON")
+                raise _fault(record)
             if not isinstance(record, dict):
                 raise WireError("not_an_object", f"a JSON {type(record).__name__}")
             message = parse(record)
@@ -79,6 +83,16 @@ def parse_each(
         except WireError as error:
             refused.append(Refused(index, error.reason, error.detail))
     return messages, refused
+
+
+async def check_json(request: Request) -> None:
+    """A dependency of routes whose body the framework reads: loosely, of a name given twice it keeps the last value."""
+    body = await request.body()
+    try:
+        if body:
+            document.check(body)
+    except WireError as error:
+        raise Problem("bad-body", error.detail, {"reason": error.reason}) from None
 
 
 async def body_of(request: Request) -> tuple[bytes, str]:
@@ -113,8 +127,62 @@ def _reached(view: LogView, group: str, topics: set[str], wanted: dict[Partition
     return all(committed.get(place, 0) >= offset for place, offset in wanted.items())
 
 
+def _document(body: bytes, list_name: str) -> object:
+    """A JSON body. Of a list, the records that name something twice stay bytes; a name twice elsewhere is all of it."""
+    found = msgspec.json.decode(body)
+    if not _names_twice(body, found):
+        return found
+    if isinstance(found, list):
+        return _named_once(msgspec.json.decode(body, type=list[msgspec.Raw]), found)
+    if isinstance(found, dict) and isinstance(found.get(list_name), list):
+        listed = msgspec.json.decode(body, type=dict[str, msgspec.Raw])[list_name]
+        if _names(body) - _names(listed) == _names(msgspec.json.encode({**found, list_name: 0})):
+            return _named_once(msgspec.json.decode(listed, type=list[msgspec.Raw]), found[list_name])
+    return body
+
+
+def _lines(body: bytes) -> list[object]:
+    lines = [line for line in body.splitlines() if line.strip()]
+    found = [_line(line) for line in lines]
+    read = [(line, record) for line, record in zip(lines, found, strict=True) if not isinstance(record, bytes)]
+    together = b"[" + b",".join(line for line, _ in read) + b"]"  # one look at all of them costs a third of one at each
+    return _named_once(lines, found) if _names_twice(together, [record for _, record in read]) else found
+
+
+def _named_once(values: Sequence[bytes | msgspec.Raw], found: Sequence[object]) -> list[object]:
+    """The records, but those that name something twice as the bytes they were read from."""
+    return [
+        bytes(value) if isinstance(record, bytes) or _names_twice(value, record) else record
+        for value, record in zip(values, found, strict=True)
+    ]
+
+
+def _names_twice(value: bytes | msgspec.Raw, found: object) -> bool:
+    """Whether some JSON has more names than what was read from it: of a name given twice only one is left."""
+    return _names(value) > msgspec.json.encode(found).count(b'":')
+
+
+def _names(value: bytes | msgspec.Raw) -> int:
+    """How many `":` stand in some JSON: one behind each name, and those within texts, counted as if written again."""
+    plain = bytes(value)
+    if b"\\" in plain:
+        for escape, written in _UNESCAPED:
+            plain = plain.replace(escape, written)
+    return msgspec.json.format(plain, indent=-1).count(b'":')
+
+
+def _fault(value: bytes) -> WireError:
+    """Why a record stayed bytes."""
+    try:
+        document.check(value)
+    except WireError as error:
+        if error.reason == "duplicate_key":
+            return error
+    return WireError("not_json", "the line is not JSON")
+
+
 def _line(line: bytes) -> object:
-    """One NDJSON line; a line that cannot be read stays what it is and is refused by its index."""
+    """One NDJSON line; a line that cannot be read stays what it is."""
     try:
         return msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

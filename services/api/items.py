@@ -66,7 +66,7 @@ def _add_one(routes: APIRouter, runtime: Runtime, refusals: Refusals) -> None:
         status_code=202, response_model=ItemsAnswer, responses=REFUSALS, openapi_extra=_body("ItemFields"),
     )  # fmt: skip
     async def put_item(request: Request, item_id: str, wait: Wait = None) -> Response:
-        """One item; it replaces what was known of it."""
+        """One item; it replaces what was known of it. A body that names another item than the path is refused."""
         body, content_type = await body_of(request)
         return await _publish(runtime, refusals, body, content_type, "put", checked_id("item_id", item_id), wait)
 
@@ -75,7 +75,7 @@ def _add_one(routes: APIRouter, runtime: Runtime, refusals: Refusals) -> None:
         status_code=202, response_model=ItemsAnswer, responses=REFUSALS, openapi_extra=_body("ItemFields"),
     )  # fmt: skip
     async def patch_item(request: Request, item_id: str, wait: Wait = None) -> Response:
-        """Only the named fields of one item."""
+        """Only the named fields of one item. A body that names another item than the path is refused."""
         body, content_type = await body_of(request)
         return await _publish(runtime, refusals, body, content_type, "patch", checked_id("item_id", item_id), wait)
 
@@ -122,6 +122,8 @@ def _message(
 ) -> Outgoing:
     given = dict(fields)
     named = [given.pop(name) for name in ID_NAMES if name in given]
+    if item_id is not None:
+        _check_named(named, item_id)
     updated_at = given.pop("updated_at", None)
     change = ItemChange(
         item_id if item_id is not None else _named_id(named),
@@ -142,6 +144,13 @@ def _as_sent(record: object, operation: Operation, item_id: str | None) -> objec
     times = {"updated_at": record["updated_at"]} if "updated_at" in record else {}
     given = item_id if item_id is not None else next(iter(named), None)
     return {"v": VERSION, "item_id": given, "operation": operation, **times, "fields": fields}
+
+
+def _check_named(named: list[object], item_id: str) -> None:
+    """A body may name the item of its path again, but no other."""
+    other = next((each for each in named if each is not None and str(each).strip() != item_id), None)
+    if other is not None:
+        raise WireError("item_id_mismatch", f"the body is of item {other}, the path of {item_id}; leave one out"[:300])
 
 
 def _named_id(named: list[object]) -> str:

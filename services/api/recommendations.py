@@ -7,10 +7,11 @@ import uuid
 from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi import Query as Parameter
 from starlette.responses import Response
 
+from services.api.bodies import check_json
 from services.api.cursor import cursor_of, shown_before
 from services.api.problems import Problem
 from services.api.runtime import Runtime
@@ -18,6 +19,7 @@ from services.api.schemas import (
     AMONG_MAX,
     CATEGORY_CAP,
     DIVERSITY,
+    EXPLAIN,
     EXPLORE,
     LIMIT_DEFAULT,
     LIMIT_MAX,
@@ -43,9 +45,7 @@ LimitAlias = Annotated[int | None, Parameter(ge=1, le=LIMIT_MAX, include_in_sche
 Ids = Annotated[list[str], Parameter(description="May be repeated; commas separate too.")]
 Categories = Annotated[list[str], Parameter(description="Items with any of these; may be repeated.")]
 Record = Annotated[bool, Parameter(description="false for a probe: the answer is not recorded as shown.")]
-Explain = Annotated[
-    bool, Parameter(description="Also say what was dropped, and by which filter; reasons are by erasure.")
-]
+Explain = Annotated[bool, Parameter(description=EXPLAIN)]
 Reasons = Annotated[
     Literal["source", "erasure"],
     Parameter(description="`erasure`: name an item of the history only if the score falls without it."),
@@ -105,7 +105,9 @@ def _add_user_list(routes: APIRouter, runtime: Runtime) -> None:
 
 
 def _add_bodies(routes: APIRouter, runtime: Runtime) -> None:
-    @routes.post("/v1/recommendations", response_model=SlateAnswer, responses=REFUSALS)
+    strict = [Depends(check_json)]
+
+    @routes.post("/v1/recommendations", response_model=SlateAnswer, responses=REFUSALS, dependencies=strict)
     def recommendations(body: RecommendationsBody) -> Response:
         """The list of a user, or of a visitor who is known by recent items only."""
         query = Query(
@@ -125,7 +127,7 @@ def _add_bodies(routes: APIRouter, runtime: Runtime) -> None:
         )
         return answer(query, runtime, explain=body.explain)
 
-    @routes.post("/v1/rank", response_model=SlateAnswer, responses=REFUSALS)
+    @routes.post("/v1/rank", response_model=SlateAnswer, responses=REFUSALS, dependencies=strict)
     def rank(body: RankBody) -> Response:
         """The caller's own list, best first for this user. Nothing of it is left out unless asked for."""
         query = Query(

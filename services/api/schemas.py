@@ -16,6 +16,10 @@ DIVERSITY = "0: by score alone, 1: by unlikeness alone, 0.3: spread out a little
 CATEGORY_CAP = (
     "At most so many items of any category (of those not asked for); 0: no cap; the instance's when left out."
 )
+EXPLAIN = (
+    "Also say which gathered candidates were then dropped, and by which filter; what a source leaves out itself "
+    "(seen, excluded, other categories) is not among them. Reasons are by erasure."
+)
 EXPLORE = "Whether places may explore (`explore_every`); when left out, those of a list that is recorded."
 
 _LIMIT = AliasChoices("limit", *LIMIT_ALIASES)
@@ -37,7 +41,7 @@ class Asking(BaseModel):
     reasons: Literal["source", "erasure"] = Field(
         "source", description="`erasure`: name an item of the history only if the score falls without it."
     )
-    explain: bool = Field(False, description="Also say what was dropped, and by which filter; reasons are by erasure.")
+    explain: bool = Field(False, description=EXPLAIN)
 
 
 class RecommendationsBody(Asking):
