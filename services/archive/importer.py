@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 import msgspec
 
 from services import wire
-from services.archive.reading import BadRow, Fields, Row, format_of, rows_of
+from services.archive.reading import BadRow, Fields, Row, headers_of, listed, rows_of
 from services.archive.recipes import ImportSource
 from services.domain import (
     NO_PROPERTIES,
@@ -49,12 +49,16 @@ REJECT_TEXT_MAX = 2000
 _LATER = "later"
 """Stands for an id until the ordinal that it is made from is known."""
 
+COLUMNS_MAX = 1000
+"""So many names are gathered from a file whose rows name their own columns."""
 _GIVES_ID = frozenset({"event_id", *wire.EVENT_ALIASES["event_id"]})
+_GIVES_TIME = ("occurred_at", *wire.EVENT_ALIASES["occurred_at"])
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import did. `skipped` rows were left out on purpose; `rejected` ones could not be read, by reason."""
+    """What an import did. `skipped` rows were left out on purpose; `rejected` ones could not be read, by reason.
+    Of the `unread` files not one row could be read."""
 
     events: int
     items: int
@@ -63,6 +67,7 @@ class Imported:
     rejects_path: Path | None = None
     first: datetime | None = None
     last: datetime | None = None
+    unread: tuple[Path, ...] = ()
 
 
 def _silent(_done: int, _total: int, _text: str) -> None:
@@ -105,6 +110,7 @@ def import_sources(
         rejects_path if rejects.counts else None,
         from_us(first_us + shift_us) if events else None,
         from_us(last_us + shift_us) if events else None,
+        rejects.unread(),
     )
 
 
@@ -136,6 +142,7 @@ def _read_events(
     for source in sources:
         if source.event is None:
             continue
+        readable = False
         for row in _rows(source, progress):
             if isinstance(row, BadRow):
                 rejects.add(source.file.path, row)
@@ -145,6 +152,7 @@ def _read_events(
             except WireError as error:
                 rejects.add(source.file.path, BadRow(row.line, error.reason, error.detail, _shown(row.fields)))
                 continue
+            readable = True
             if columns is None:
                 skipped += 1
                 continue
@@ -153,6 +161,8 @@ def _read_events(
             if len(held) >= ROWS_AT_ONCE:
                 _put_aside(table, held)
                 held = []
+        if readable:
+            rejects.readable.add(source.file.path)
     _put_aside(table, held)
     return skipped
 
@@ -161,6 +171,8 @@ def _columns(fields: Fields | None, now: datetime) -> tuple[object, ...] | None:
     """The checked columns of one event, as the wire reads it; None for a row that is left out."""
     if fields is None:
         return None
+    if all(fields.get(name) in (None, "") for name in _GIVES_TIME):
+        raise WireError("missing_time", "occurred_at is required: taken as now, it would be new with every import")
     gives_id = not _GIVES_ID.isdisjoint(fields)
     event = wire.parse_event(fields if gives_id else {**fields, "event_id": _LATER}, now)
     return (
@@ -240,6 +252,7 @@ def _publish_items(
     for source in sources:
         if source.item is None:
             continue
+        readable = False
         for row in _rows(source, progress):
             if isinstance(row, BadRow):
                 if source.event is None:  # a file with events, too, has had its bad rows written down already
@@ -249,11 +262,14 @@ def _publish_items(
                 fields = source.item(row.fields)
                 if fields is not None:
                     held.append(_item_message(fields, now, first_us, shift_us))
+                readable = True
             except WireError as error:
                 rejects.add(source.file.path, BadRow(row.line, error.reason, error.detail, _shown(row.fields)))
             if len(held) >= PUBLISHED_AT_ONCE:
                 count += len(sink.publish(held))
                 held = []
+        if readable:
+            rejects.readable.add(source.file.path)
     return count + len(sink.publish(held))
 
 
@@ -291,21 +307,32 @@ def _rows(source: ImportSource, progress: Progress) -> Iterator[Row | BadRow]:
 
 
 def _check_columns(source: ImportSource) -> None:
-    """Refuse, before anything is published, a file that is missing or whose first row makes no sense at all."""
-    first = next((row for row in rows_of(source.file) if isinstance(row, Row)), None)
-    if first is None or format_of(source.file) == "jsonl":
-        return
-    try:
-        fields = (source.event or source.item or dict)(first.fields)
-    except KeyError as missing:
-        raise BadRequest(f"{source.file.path} has no column {missing}; it has {', '.join(first.fields)}") from None
-    wanted = ("user_id", "item_id") if source.event else ("item_id",)
-    known = {ours for ours in wanted if fields is None or any(n in fields for n in (ours, *wire.EVENT_ALIASES[ours]))}
-    if absent := [ours for ours in wanted if ours not in known]:
+    """Refuse, before anything is published, a file that is missing or has no column for what every row must say."""
+    names: dict[str, None] = {}
+    absent: list[str] = []
+    for header in headers_of(source.file):
+        if names and names.keys() >= set(header):
+            continue
+        names |= dict.fromkeys(header)
+        absent = _absent(source, names)
+        if not absent or len(names) > COLUMNS_MAX:
+            break
+    if absent:
         raise BadRequest(
-            f"{source.file.path}: no column stands for {', '.join(absent)}; it has {', '.join(first.fields)}."
-            f" Name {'it' if len(absent) == 1 else 'them'} with {' '.join(f'--map {ours}=THEIRS' for ours in absent)}"
+            f"{source.file.path}: no column stands for {', '.join(absent)}; it has {listed(names)};"
+            f" name {'it' if len(absent) == 1 else 'them'} with {' '.join(f'--map {ours}=COLUMN' for ours in absent)}"
         )
+
+
+def _absent(source: ImportSource, names: Mapping[str, None]) -> list[str]:
+    """The fields every row must give that come out of no column of these names."""
+    try:
+        fields = (source.event or source.item or dict)(dict.fromkeys(names, "1"))
+    except KeyError as missing:
+        raise BadRequest(f"{source.file.path} has no column {missing}; it has {listed(names)}") from None
+    wanted = ("user_id", "item_id", "occurred_at") if source.event else ("item_id",)
+    known = set(wanted if fields is None else fields)
+    return [ours for ours in wanted if known.isdisjoint((ours, *wire.EVENT_ALIASES[ours]))]
 
 
 @contextmanager
@@ -331,12 +358,14 @@ def _table(work: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 class _Rejects:
-    """The rejects file: one JSON object per bad row; made with the first one."""
+    """The rejects file: one JSON object per bad row; made with the first one. `readable` files have a good row."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: IO[bytes] | None = None
         self.counts: Counter[str] = Counter()
+        self.readable: set[Path] = set()
+        self._hurt: dict[Path, None] = {}
 
     def __enter__(self) -> _Rejects:
         return self
@@ -347,8 +376,13 @@ class _Rejects:
         if self._file is not None:
             self._file.close()
 
+    def unread(self) -> tuple[Path, ...]:
+        """The files that have rows of which not one could be read."""
+        return tuple(path for path in self._hurt if path not in self.readable)
+
     def add(self, path: Path, row: BadRow) -> None:
         """Write one row down."""
+        self._hurt[path] = None
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("wb")

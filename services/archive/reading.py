@@ -5,15 +5,20 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from services.domain import BadRequest
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 Format = Literal["auto", "csv", "jsonl", "parquet"]
 Fields = Mapping[str, object]
@@ -23,6 +28,11 @@ Told = Callable[[int], None]
 SEPARATORS = ",;\t|"
 TELL_EVERY = 5000
 ROWS_AT_ONCE = 10_000
+NAMES_SHOWN_MAX, NAME_LENGTH_MAX = 30, 40
+HEADER_LENGTH_MAX = 100_000
+"""More characters than a header has; a file without line ends is not read whole to find its columns."""
+_PACKED: Mapping[str, tuple[str, bytes]] = {".gz": ("gzip", b"\x1f\x8b"), ".zst": ("zstd", b"\x28\xb5\x2f\xfd")}
+"""The first bytes of a compressed file, by the end of its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +66,33 @@ class BadRow:
 
 def rows_of(file: DataFile, told: Told = lambda _bytes: None) -> Iterator[Row | BadRow]:
     """Every row of the file, in order. Raises BadRequest when the file itself cannot be read."""
-    if not file.path.is_file():
-        raise BadRequest(f"there is no file {file.path}")
     read = {"csv": _csv_rows, "jsonl": _jsonl_rows, "parquet": _parquet_rows}[format_of(file)]
-    try:
+    with _readable(file.path):
         yield from read(file, told)
-    except (OSError, EOFError) as error:
-        raise BadRequest(f"{file.path} cannot be read: {error}") from error
+
+
+def headers_of(file: DataFile) -> Iterator[tuple[str, ...]]:
+    """The names of the columns: said once in csv and parquet, rows or not; with every readable row in jsonl.
+
+    Raises BadRequest where the file cannot be read, is not packed as its name says, or gives two columns one name.
+    """
+    with _readable(file.path):
+        _check_packed(file.path)
+        if format_of(file) == "jsonl":
+            yield from (tuple(row.fields) for row in _jsonl_rows(file, lambda _bytes: None) if isinstance(row, Row))
+            return
+        names = _csv_columns(file) if format_of(file) == "csv" else _parquet_columns(file)
+        if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
+            raise BadRequest(f"{file.path} names a column twice: {listed(twice)}")
+        yield names
+
+
+def listed(names: Collection[str]) -> str:
+    """Names of columns as a sentence can hold them, whatever bytes they were made of and however many there are."""
+    shown = [name if name.isprintable() else ascii(name)[1:-1] for name in islice(names, NAMES_SHOWN_MAX)]
+    more = len(names) - len(shown)
+    cut = (each if len(each) <= NAME_LENGTH_MAX else f"{each[:NAME_LENGTH_MAX]}..." for each in shown)
+    return (", ".join(cut) or "none") + (f" and {more:,} more" if more else "")
 
 
 def format_of(file: DataFile) -> Literal["csv", "jsonl", "parquet"]:
@@ -78,15 +108,9 @@ def format_of(file: DataFile) -> Literal["csv", "jsonl", "parquet"]:
 
 def _csv_rows(file: DataFile, told: Told) -> Iterator[Row | BadRow]:
     with _bytes_of(file.path) as (stream, place):
-        lines = io.TextIOWrapper(stream, file.encoding, errors="surrogateescape", newline="")
-        first = "" if file.columns else lines.readline()
-        if not file.columns and not first.strip():
-            raise BadRequest(
-                f"{file.path} is empty" if not first else f"{file.path} has no header: its line 1 is blank"
-            )
-        separator = file.separator or max(SEPARATORS, key=first.count)
+        lines = _text_of(file, stream)
+        names, separator = _csv_header(file, lines)
         reader = _Splitter(lines, separator) if len(separator) > 1 else csv.reader(lines, delimiter=separator)
-        names = file.columns or tuple(name.strip() for name in next(csv.reader([first], delimiter=separator), ()))
         header_lines = 0 if file.columns else 1
         while True:
             try:
@@ -101,6 +125,28 @@ def _csv_rows(file: DataFile, told: Told) -> Iterator[Row | BadRow]:
                 told(place())
             if values:
                 yield _csv_row(line, names, values, separator)
+
+
+def _csv_columns(file: DataFile) -> tuple[str, ...]:
+    with _bytes_of(file.path) as (stream, _place), _text_of(file, stream) as lines:
+        return _csv_header(file, lines)[0]
+
+
+def _text_of(file: DataFile, stream: IO[bytes]) -> io.TextIOWrapper:
+    return io.TextIOWrapper(stream, file.encoding, errors="surrogateescape", newline="")
+
+
+def _csv_header(file: DataFile, lines: io.TextIOWrapper) -> tuple[tuple[str, ...], str]:
+    """The names of the columns, and what separates them; takes line 1 unless the names are given."""
+    if file.columns:
+        return file.columns, file.separator or SEPARATORS[0]
+    first = lines.readline(HEADER_LENGTH_MAX)
+    if not first.strip():
+        raise BadRequest(f"{file.path} is empty" if not first else f"{file.path} has no header: its line 1 is blank")
+    if len(first) == HEADER_LENGTH_MAX:
+        raise BadRequest(f"{file.path} has no header: its line 1 has {HEADER_LENGTH_MAX:,} characters or more")
+    separator = file.separator or max(SEPARATORS, key=first.count)
+    return tuple(name.strip() for name in next(csv.reader([first], delimiter=separator), ())), separator
 
 
 def _csv_row(line: int, names: tuple[str, ...], values: list[str], separator: str) -> Row | BadRow:
@@ -130,16 +176,24 @@ def _jsonl_rows(file: DataFile, told: Told) -> Iterator[Row | BadRow]:
                 yield BadRow(line, "not_an_object", f"a JSON {type(fields).__name__}", raw.decode(errors="replace"))
 
 
-def _parquet_rows(file: DataFile, told: Told) -> Iterator[Row | BadRow]:
+def _parquet_columns(file: DataFile) -> tuple[str, ...]:
+    with _parquet(file.path) as opened:
+        return tuple(opened.schema_arrow.names)
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        opened = pq.ParquetFile(file.path)
+        return pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
-        raise BadRequest(f"{file.path} cannot be read: {error}") from error
+        raise BadRequest(f"{path} cannot be read: {error}") from error
+
+
+def _parquet_rows(file: DataFile, told: Told) -> Iterator[Row | BadRow]:
     line = 0
-    with opened:
+    with _parquet(file.path) as opened:
         total, size = max(opened.metadata.num_rows, 1), file.path.stat().st_size
         for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE):
             for fields in batch.to_pylist():
@@ -164,15 +218,33 @@ class _Splitter:
 
 
 @contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """BadRequest where the file is not there, or what is read from it inside does not hold together."""
+    if not path.is_file():
+        raise BadRequest(f"there is no file {path}")
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadRequest(f"{path} cannot be read: {error}") from error
+
+
+def _check_packed(path: Path) -> None:
+    kind, start = _PACKED.get(path.suffix.lower(), ("", b""))
+    with path.open("rb") as raw:
+        if raw.read(len(start)) != start:
+            raise BadRequest(f"{path} cannot be read: its name says {kind}, its content does not")
+
+
+@contextmanager
 def _bytes_of(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
     """The content of a file, uncompressed on the way, and how far its bytes on the disk have been read."""
     with path.open("rb") as raw:
         start = raw.read(4)
         raw.seek(0)
         stream: Any = raw
-        if start.startswith(b"\x1f\x8b"):
+        if start.startswith(_PACKED[".gz"][1]):
             stream = gzip.GzipFile(fileobj=raw)
-        elif start == b"\x28\xb5\x2f\xfd":
+        elif start == _PACKED[".zst"][1]:
             import pyarrow as pa
 
             stream = io.BufferedReader(pa.input_stream(raw, compression="zstd"))

@@ -309,10 +309,10 @@ def test_purchases_by_recipe_leave_out_cancellations_returns_and_strangers(impor
         (
             "e.csv",
             "who,what,when\nann,a,2013-01-01\n",
-            "no column stands for user_id, item_id; it has who, what, when. "
-            "Name them with --map user_id=THEIRS --map item_id=THEIRS$",
+            "no column stands for user_id, item_id, occurred_at; it has who, what, when; "
+            "name them with --map user_id=COLUMN --map item_id=COLUMN --map occurred_at=COLUMN$",
         ),
-        ("e.csv", "user_id,what\nann,a\n", "for item_id; it has user_id, what. Name it with --map item_id=THEIRS$"),
+        ("e.csv", "user_id,what,timestamp\n", "; it has user_id, what, timestamp; name it with --map item_id=COLUMN$"),
         ("e.parquet", "no parquet at all", r"e\.parquet cannot be read"),
         ("e.csv.gz", b"\x1f\x8b\x08\x00damaged", r"e\.csv\.gz cannot be read"),
     ],
