@@ -55,7 +55,7 @@ def test_a_run_is_a_process_of_its_own_niced_with_a_thread_limit(engine: Engine,
     before = datetime.now(UTC)
     schedule.start(first_at=before)
     try:
-        until(told.exists)
+        until(lambda: told.exists() and told.read_text().endswith("\n"))  # opened is not yet written
         niceness, threads, where = told.read_text().split()
         assert int(niceness) >= NICENESS
         assert (threads, where) == ("1", "here")
