@@ -110,7 +110,7 @@ class EventSourceContract:
         first(source)
         began = time.monotonic()
         assert source.poll(10, 0.1).messages == ()
-        assert 0.09 < time.monotonic() - began < 0.6
+        assert 0.09 < time.monotonic() - began < 1.5  # of a machine that has more to do
 
     def test_a_waiting_poll_is_ended_by_a_message(self, log: Bus) -> None:
         source = log.source("features", [EVENTS])

@@ -116,7 +116,7 @@ def test_recording_never_waits_for_a_stuck_bus_and_counts_what_it_drops() -> Non
     began = time.monotonic()
     for n in range(20):
         slates.record(slate(str(n)))
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 2  # a stuck bus would hold each of them for ever
     assert slates.dropped == 15
     sink.go_on.set()
     slates.close()
@@ -158,6 +158,6 @@ def test_a_flush_does_not_wait_longer_than_asked() -> None:
     slates.record(slate("r1"))
     began = time.monotonic()
     slates.flush(0.05)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 3
     sink.go_on.set()
     slates.close()

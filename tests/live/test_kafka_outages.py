@@ -137,7 +137,7 @@ def test_a_full_buffer_is_refused_at_once_and_says_how_full_it_is(stack: Stack) 
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(bus.sink().publish, [outgoing("ann", str(n)) for n in range(8)])
         time.sleep(0.2)
-        said = refused_within(0.5, lambda: bus.sink().publish([outgoing("ann", str(n)) for n in range(3)]))
+        said = refused_within(1.5, lambda: bus.sink().publish([outgoing("ann", str(n)) for n in range(3)]))
         assert "8 messages wait for it already, with 3 more" in said
         assert "kafka_buffer_messages_max=10" in said
         with pytest.raises(StageUnavailable):

@@ -86,7 +86,7 @@ def test_a_server_that_goes_away_is_named_in_time_and_comes_back_with_its_rows(
         began = time.monotonic()
         with pytest.raises(StageUnavailable, match="cannot be read"):
             store.read("anna")
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
         stack.start("redis")
         assert store.read("anna") == first
 
@@ -95,7 +95,7 @@ def test_a_server_that_goes_away_is_named_in_time_and_comes_back_with_its_rows(
         for call in (lambda: store.read("anna"), lambda: store.write([second]), store.what_it_may_lose):
             with pytest.raises(StageUnavailable, match="Redis cannot be"):
                 call()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4
         stack.start("redis")
         assert store.read("anna") == first  # a killed server has what it acknowledged
         assert store.write([second]) == ()  # its scripts are gone with it: nothing asks for them

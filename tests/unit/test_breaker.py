@@ -86,7 +86,7 @@ def test_a_call_ends_at_its_deadline_and_nobody_is_sent_after_those_that_hang() 
         started = time.monotonic()
         with pytest.raises(StageUnavailable, match="the store"):
             within(lambda number=number: ask(number))
-        assert 0.09 < time.monotonic() - started < 1.0
+        assert 0.09 < time.monotonic() - started < 3.0
     assert asked == [0, 1]
     hangs.set()
     until = time.monotonic() + 5
