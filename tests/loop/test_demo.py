@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from services.commands.keep import refuse_strangers
+
 SIZE = "0.05"
 
 
@@ -37,3 +39,4 @@ def test_the_demo_on_a_small_world_tells_its_whole_story_and_leaves_no_process(t
     assert "curl -s" in told.stderr
     assert not (home / "api.json").exists()
     assert (home / "run.lock").read_text() == ""
+    refuse_strangers(home)  # `reset`, and the next demo, know all that lies there
