@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from services.domain import Coordinate
+from services.domain import TOPICS, BadRequest, Coordinate
 
 ENTRY_BYTES_MAX = 1_000_000
 QUARANTINE_BYTES_MAX = 256_000_000
@@ -53,6 +53,14 @@ class Wanted:
 
 
 ALL = Wanted()
+
+
+def topic_named(given: str) -> str:
+    """A topic by its name, or by the short one that people write (`events`). Raises BadRequest for any other."""
+    topic = given if given.startswith("freshrank.") else f"freshrank.{given}"
+    if topic not in TOPICS:
+        raise BadRequest(f"there is no topic {topic}; the topics are {', '.join(TOPICS)}")
+    return topic
 
 
 def kept_part(rejected: Rejected, bytes_max: int) -> Rejected:

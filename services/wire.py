@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -60,6 +60,8 @@ EVENT_ALIASES: Mapping[str, tuple[str, ...]] = {
     "properties": (),
 }
 _OURS: Mapping[str, str] = {alias: ours for ours, aliases in EVENT_ALIASES.items() for alias in (ours, *aliases)}
+EVENT_NAMES = frozenset((*_OURS, "v", "accepted_at", "replay_of"))
+"""Every name that says something in an event."""
 
 
 class WireEvent(msgspec.Struct, omit_defaults=True):
@@ -151,7 +153,10 @@ def decode_event(value: bytes, accepted_at: datetime) -> Event:
 def parse_event(fields: Mapping[str, object], accepted_at: datetime) -> Event:
     """An event from a mapping with our field names or their aliases (an API body, an import row, a foreign message)."""
     check_version(fields)
-    ours = {_OURS[name]: given for name, given in fields.items() if name in _OURS and given is not None}
+    said = [name for name, given in fields.items() if name in _OURS and given is not None]
+    ours = {_OURS[name]: fields[name] for name in said}
+    if len(ours) < len(said):
+        _check_agree(fields, said)
     user_id, item_id = id_text(ours, "user_id"), id_text(ours, "item_id")
     kind = id_text(ours, "kind") if "kind" in ours else "click"
     occurred_at = parse_time(ours["occurred_at"], "occurred_at") if "occurred_at" in ours else accepted_at
@@ -170,6 +175,16 @@ def parse_event(fields: Mapping[str, object], accepted_at: datetime) -> Event:
     if not wire.event_id:
         wire.event_id = derived_event_id(wire)
     return _event(wire, accepted_at)
+
+
+def _check_agree(fields: Mapping[str, object], said: Sequence[str]) -> None:
+    """WireError where two names of one field say different things: nobody knows which is meant."""
+    first: dict[str, str] = {}
+    for name in said:
+        other = first.setdefault(_OURS[name], name)
+        if str(fields[other]).strip() != str(fields[name]).strip():
+            detail = f"{other} and {name} are names of one field and say different things; leave one out"
+            raise WireError("contradiction", detail)
 
 
 def derived_event_id(wire: WireEvent, ordinal: int = 0) -> str:
@@ -193,10 +208,16 @@ def decode_item(value: bytes, accepted_at: datetime) -> ItemChange:
     check_id("item_id", wire.item_id)
     if wire.accepted_at is not None:
         accepted_at = min(aware(wire.accepted_at), accepted_at)
-    updated_at = min(aware(wire.updated_at), accepted_at)
+    fields = check_item_fields(wire.fields)
+    return ItemChange(wire.item_id, wire.operation, fields, updated_at_of(wire.updated_at, accepted_at), accepted_at)
+
+
+def updated_at_of(given: datetime, accepted_at: datetime) -> datetime:
+    """When an item was changed: never after it was accepted; WireError before OLDEST."""
+    updated_at = min(aware(given), accepted_at)
     if updated_at < OLDEST:
         raise WireError("too_old", f"updated_at {updated_at.isoformat()} is before {OLDEST.date()}")
-    return ItemChange(wire.item_id, wire.operation, check_item_fields(wire.fields), updated_at, accepted_at)
+    return updated_at
 
 
 def _item_of(found: Mapping[str, object], accepted_at: datetime) -> WireItem:

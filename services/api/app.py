@@ -18,7 +18,9 @@ from services.api.runtime import Runtime
 DESCRIPTION = """Events in, fresh lists out.
 
 Errors are [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problem documents with a stable `type`
-(`urn:freshrank:problem:...`). Other spellings of fields are taken too (userId, itemId, numResults, ...)."""
+(`urn:freshrank:problem:...`). Other spellings are taken too: of the fields of events and of what asks for a list
+(userId, itemId, timestamp, numResults, ...). In a path an id may hold slashes; one that ends in `/related` or
+`/recommendations` can be sent and shown, but not be read back there."""
 
 
 def create_app(runtime: Runtime) -> ASGIApp:
@@ -46,7 +48,7 @@ def create_routes(runtime: Runtime) -> FastAPI:
     def openapi() -> dict[str, Any]:
         document = described()
         document["components"]["schemas"].update({"EventBody": events.schema(), **items.schemas()})
-        return document
+        return problems.declared(document)
 
     app.openapi = openapi  # type: ignore[method-assign]
     return app

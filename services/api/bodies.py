@@ -45,6 +45,8 @@ def records(body: bytes, content_type: str, list_name: str, records_max: int) ->
 
     A record that cannot be read, or that names something twice, stays bytes and is refused by its index.
     """
+    if not body.strip():
+        raise Problem("bad-body", "the body is empty; send JSON, or one JSON object per line")
     is_lines = "ndjson" in content_type or "jsonl" in content_type or "json-seq" in content_type
     try:
         found = _lines(body) if is_lines else _document(body, list_name)
@@ -87,7 +89,10 @@ def parse_each(
 
 async def check_json(request: Request) -> None:
     """A dependency of routes whose body the framework reads: loosely, of a name given twice it keeps the last value."""
-    body = await request.body()
+    body, content_type = await body_of(request)
+    if body and "json" not in content_type:
+        given = f"Content-Type is {content_type}" if content_type else "there is no Content-Type"
+        raise Problem("bad-body", f"{given}; send application/json")
     try:
         if body:
             document.check(body)

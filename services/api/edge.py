@@ -37,7 +37,13 @@ class Edge:
             await send(message)
 
         try:
-            if _declared_length(scope) > self._body_bytes_max:
+            encoding = _header(scope, b"content-encoding")
+            if encoding not in (b"", b"identity"):
+                said = encoding.decode("latin-1")
+                await respond("bad-body", f"Content-Encoding {said} is not read; send the body as it is")(
+                    scope, receive, noting_send
+                )
+            elif _declared_length(scope) > self._body_bytes_max:
                 await respond("too-large", self._too_large())(scope, receive, noting_send)
             else:
                 await self._app(scope, self._counting(receive), noting_send)
@@ -66,10 +72,13 @@ class Edge:
 
 
 def _declared_length(scope: Scope) -> int:
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            return int(value) if value.isdigit() else 0
-    return 0
+    value = _header(scope, b"content-length")
+    return int(value) if value.isdigit() else 0
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    value: bytes = next((value for name, value in scope["headers"] if name == wanted), b"")
+    return value
 
 
 def _note(scope: Scope, status: int, seconds: float) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+import msgspec
 from fastapi import APIRouter
 from fastapi import Query as Parameter
 from fastapi.concurrency import run_in_threadpool
@@ -18,15 +20,16 @@ from services.api.problems import Problem
 from services.api.recommendations import json_response
 from services.api.refusals import Refusals
 from services.api.runtime import Runtime
-from services.api.schemas import EventBody, EventsAnswer, ProblemAnswer
+from services.api.schemas import EventBody, EventsAnswer
 from services.bus.spool import Taken
-from services.domain import TOPIC_EVENTS, Outgoing
+from services.domain import TOPIC_EVENTS, Event, Outgoing
 from services.telemetry import EVENTS_ACCEPTED, EVENTS_CLAMPED
-from services.wire import EVENT_ALIASES, encode_event, parse_event
+from services.wire import EVENT_ALIASES, EVENT_NAMES, encode_event, parse_event
 
 _IDS = ("event_id", *EVENT_ALIASES["event_id"])
 _TIMES = ("occurred_at", *EVENT_ALIASES["occurred_at"])
 NOTHING = Taken((), 0)
+UNKNOWN_TOLD = 20
 _EVENT = {"$ref": "#/components/schemas/EventBody"}
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -58,7 +61,8 @@ class Noted:
     """What an answer says about the events it took."""
 
     kinds: set[str] = field(default_factory=set)
-    unrepeatable: int = 0
+    unknown: set[str] = field(default_factory=set)
+    unrepeatable: Counter[str] = field(default_factory=Counter)
 
 
 def router(runtime: Runtime) -> APIRouter:
@@ -71,7 +75,6 @@ def router(runtime: Runtime) -> APIRouter:
         status_code=202,
         response_model=EventsAnswer,
         openapi_extra=_BODY,
-        responses={422: {"model": ProblemAnswer, "description": "Nothing of the body was accepted"}},
     )
     async def post_events(request: Request, wait: Wait = None) -> Response:
         """One event, a list of them, or NDJSON. What is accepted is durable when the answer comes: in the log or,
@@ -83,8 +86,9 @@ def router(runtime: Runtime) -> APIRouter:
             "accepted": len(taken),
             "spooled": taken.spooled,
             "rejected": refused,
-            "retry_not_recognised": noted.unrepeatable,
+            "retry_not_recognised": noted.unrepeatable.total(),
             "undeclared_kinds": sorted(noted.kinds - declared.keys()),
+            "unknown_fields": sorted(noted.unknown)[:UNKNOWN_TOLD],
         }
         if refused and not taken:
             raise Problem("nothing-accepted", refused[0].detail, told)
@@ -118,5 +122,14 @@ def _message(fields: Mapping[str, object], accepted_at: datetime, noted: Noted) 
     if event.occurred_at >= accepted_at and any(fields.get(name) is not None for name in _TIMES):
         EVENTS_CLAMPED.labels("api").inc()
     noted.kinds.add(event.kind)
-    noted.unrepeatable += not any(fields.get(name) is not None for name in (*_IDS, *_TIMES))
+    noted.unknown |= fields.keys() - EVENT_NAMES
+    if not any(fields.get(name) is not None for name in (*_IDS, *_TIMES)):
+        event = _another(event, noted.unrepeatable)
     return encode_event(event)
+
+
+def _another(event: Event, before: Counter[str]) -> Event:
+    """An event that nothing tells from the equal ones before it in the body: it is one more, under an id of its own."""
+    derived = event.event_id
+    before[derived] += 1
+    return event if before[derived] == 1 else msgspec.structs.replace(event, event_id=f"{derived}-{before[derived]}")

@@ -12,12 +12,13 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from services.api.answers import ItemAnswer
 from services.api.bodies import Refused, body_of, parse_each, wait_for
 from services.api.problems import Problem
 from services.api.recommendations import checked_id, json_response
 from services.api.refusals import Refusals
 from services.api.runtime import Runtime
-from services.api.schemas import ItemBody, ItemFields, ItemsAnswer, ProblemAnswer
+from services.api.schemas import ItemBody, ItemFields, ItemsAnswer
 from services.domain import (
     TOPIC_ITEMS,
     Coordinate,
@@ -30,15 +31,18 @@ from services.domain import (
     from_us,
     to_us,
 )
-from services.fields import check_id, check_item_fields, parse_time
+from services.fields import check_item_fields, id_text, parse_time
 from services.signals import COUNTERS, decayed
-from services.wire import VERSION, encode_item
+from services.wire import VERSION, encode_item, updated_at_of
 
 ID_NAMES = ("item_id", "itemId", "ItemId", "item", "id")
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    422: {"model": ProblemAnswer, "description": "Nothing of the body was accepted"}
-}
-Wait = Annotated[Literal["catalogue"] | None, Parameter(description="Answer when the catalogue has it (bounded).")]
+Wait = Annotated[
+    Literal["catalogue"] | None,
+    Parameter(
+        description="Answer when the catalogue has it (bounded). Lists follow when the server next looks for changes "
+        "(`items_poll_ms`, a quarter of a second)."
+    ),
+]
 
 
 def router(runtime: Runtime) -> APIRouter:
@@ -51,9 +55,7 @@ def router(runtime: Runtime) -> APIRouter:
 
 
 def _add_many(routes: APIRouter, runtime: Runtime, refusals: Refusals) -> None:
-    @routes.put(
-        "/v1/items", status_code=202, response_model=ItemsAnswer, responses=REFUSALS, openapi_extra=_body("ItemBody")
-    )
+    @routes.put("/v1/items", status_code=202, response_model=ItemsAnswer, openapi_extra=_body("ItemBody"))
     async def put_items(request: Request, wait: Wait = None) -> Response:
         """One item, a list of them, or NDJSON, each with its id. Each replaces what was known of it."""
         body, content_type = await body_of(request)
@@ -63,7 +65,7 @@ def _add_many(routes: APIRouter, runtime: Runtime, refusals: Refusals) -> None:
 def _add_one(routes: APIRouter, runtime: Runtime, refusals: Refusals) -> None:
     @routes.put(
         "/v1/items/{item_id:path}",
-        status_code=202, response_model=ItemsAnswer, responses=REFUSALS, openapi_extra=_body("ItemFields"),
+        status_code=202, response_model=ItemsAnswer, openapi_extra=_body("ItemFields"),
     )  # fmt: skip
     async def put_item(request: Request, item_id: str, wait: Wait = None) -> Response:
         """One item; it replaces what was known of it. A body that names another item than the path is refused."""
@@ -72,19 +74,20 @@ def _add_one(routes: APIRouter, runtime: Runtime, refusals: Refusals) -> None:
 
     @routes.patch(
         "/v1/items/{item_id:path}",
-        status_code=202, response_model=ItemsAnswer, responses=REFUSALS, openapi_extra=_body("ItemFields"),
+        status_code=202, response_model=ItemsAnswer, openapi_extra=_body("ItemFields"),
     )  # fmt: skip
     async def patch_item(request: Request, item_id: str, wait: Wait = None) -> Response:
-        """Only the named fields of one item. A body that names another item than the path is refused."""
+        """Only the named fields of one item; one that was deleted stays so (PUT brings it back). A body that names
+        another item than the path is refused."""
         body, content_type = await body_of(request)
         return await _publish(runtime, refusals, body, content_type, "patch", checked_id("item_id", item_id), wait)
 
-    @routes.delete("/v1/items/{item_id:path}", status_code=202, response_model=ItemsAnswer, responses=REFUSALS)
+    @routes.delete("/v1/items/{item_id:path}", status_code=202, response_model=ItemsAnswer)
     async def delete_item(item_id: str, wait: Wait = None) -> Response:
-        """The item is in no list any more."""
+        """The item is in no list any more, as soon as the servers have heard of it (`wait`)."""
         return await _publish(runtime, refusals, b"{}", "", "delete", checked_id("item_id", item_id), wait)
 
-    @routes.get("/v1/items/{item_id:path}")
+    @routes.get("/v1/items/{item_id:path}", response_model=ItemAnswer)
     def get_item(item_id: str) -> Response:
         """What is known of one item: its card, its categories and its counts as of now."""
         return json_response(_item_answer(runtime, checked_id("item_id", item_id)))
@@ -122,14 +125,14 @@ def _message(
 ) -> Outgoing:
     given = dict(fields)
     named = [given.pop(name) for name in ID_NAMES if name in given]
-    if item_id is not None:
-        _check_named(named, item_id)
+    where, item_id = ("another name", _named_id(named)) if item_id is None else ("the path", item_id)
+    _check_named(named, item_id, where)
     updated_at = given.pop("updated_at", None)
     change = ItemChange(
-        item_id if item_id is not None else _named_id(named),
+        item_id,
         operation,
         check_item_fields(given),
-        accepted_at if updated_at is None else min(parse_time(updated_at, "updated_at"), accepted_at),
+        accepted_at if updated_at is None else updated_at_of(parse_time(updated_at, "updated_at"), accepted_at),
         accepted_at,
     )
     return encode_item(change)
@@ -146,19 +149,15 @@ def _as_sent(record: object, operation: Operation, item_id: str | None) -> objec
     return {"v": VERSION, "item_id": given, "operation": operation, **times, "fields": fields}
 
 
-def _check_named(named: list[object], item_id: str) -> None:
-    """A body may name the item of its path again, but no other."""
+def _check_named(named: list[object], item_id: str, where: str) -> None:
+    """A body may name its item, or that of its path, again, but no other."""
     other = next((each for each in named if each is not None and str(each).strip() != item_id), None)
     if other is not None:
-        raise WireError("item_id_mismatch", f"the body is of item {other}, the path of {item_id}; leave one out"[:300])
+        raise WireError("item_id_mismatch", f"the body is of item {other}, {where} of {item_id}; leave one out"[:300])
 
 
 def _named_id(named: list[object]) -> str:
-    given = str(named[0]).strip() if named and isinstance(named[0], str | int) else ""
-    if not given:
-        raise WireError("missing_item_id", "item_id is required")
-    check_id("item_id", given)
-    return given
+    return id_text({"item_id": next((each for each in named if each is not None), None)}, "item_id")
 
 
 def _item_answer(runtime: Runtime, item_id: str) -> dict[str, object]:

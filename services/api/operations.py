@@ -7,16 +7,18 @@ from typing import Annotated
 from fastapi import APIRouter
 from fastapi import Query as Parameter
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
+from services.api.answers import LiveAnswer, PromotedAnswer, ReadyAnswer, RejectedAnswer, ReleasesAnswer, RunsAnswer
 from services.api.measured import measure
 from services.api.problems import Problem
 from services.api.recommendations import json_response
 from services.api.runtime import Run, Runtime
 from services.domain import Metric, ReleaseInfo
-from services.quarantine import Entry, Wanted
+from services.quarantine import Entry, Wanted, topic_named
 from services.telemetry import exposition
 
+OF_TOPIC = "Only entries of this topic; `events` is short for freshrank.events."
 Many = Annotated[int, Parameter(ge=1, le=1000, description="How many at most.")]
 
 
@@ -30,13 +32,13 @@ def router(runtime: Runtime) -> APIRouter:
 
 
 def _add_releases(routes: APIRouter, runtime: Runtime) -> None:
-    @routes.get("/v1/releases", tags=["model"])
+    @routes.get("/v1/releases", tags=["model"], response_model=ReleasesAnswer)
     def releases() -> Response:
         """Every release, newest first, and which one this process serves."""
         serving = runtime.stages().release_id
         return json_response({"serving": serving, "releases": [_release(each) for each in runtime.registry.all()]})
 
-    @routes.post("/v1/releases/{release_id}/promote", tags=["model"])
+    @routes.post("/v1/releases/{release_id}/promote", tags=["model"], response_model=PromotedAnswer)
     def promote(release_id: str) -> Response:
         """Make a release the live one; servers load, warm and swap it within seconds."""
         if all(each.release_id != release_id for each in runtime.registry.all()):
@@ -44,40 +46,47 @@ def _add_releases(routes: APIRouter, runtime: Runtime) -> None:
         runtime.registry.promote(release_id)
         return json_response({"live": release_id, "serving": runtime.stages().release_id})
 
-    @routes.get("/v1/runs", tags=["model"])
+    @routes.get("/v1/runs", tags=["model"], response_model=RunsAnswer)
     def runs(limit: Many = 20) -> Response:
         """Training runs, newest first."""
         return json_response({"runs": [_run(each) for each in runtime.runs(limit)]})
 
 
 def _add_rejected(routes: APIRouter, runtime: Runtime) -> None:
-    @routes.get("/v1/rejected", tags=["quarantine"])
+    @routes.get("/v1/rejected", tags=["quarantine"], response_model=RejectedAnswer)
     def rejected(
         limit: Many = 50,
-        after: Annotated[int, Parameter(ge=0)] = 0,
+        after: Annotated[int, Parameter(ge=0, le=2**63 - 1)] = 0,
         reason: Annotated[str | None, Parameter(description="Only entries with this reason.")] = None,
-        topic: Annotated[str | None, Parameter(description="Only entries of this topic.")] = None,
+        topic: Annotated[str | None, Parameter(description=OF_TOPIC)] = None,
     ) -> Response:
         """Messages that could not be read, with their bytes and the reason; `after` pages on."""
+        topic = None if topic is None else topic_named(topic)
         found = runtime.quarantine.list(limit, after, Wanted(reason, topic))
         told = {"count": dict(runtime.quarantine.count()), "forgotten": runtime.quarantine.forgotten()}
         return json_response(told | {"rejected": [_rejected(entry) for entry in found]})
 
 
 def _add_health(routes: APIRouter, runtime: Runtime) -> None:
-    @routes.get("/health/live", tags=["health"])
+    @routes.head("/health/live", include_in_schema=False)
+    @routes.get("/health/live", tags=["health"], response_model=LiveAnswer)
     async def live() -> Response:
         """200 while the process runs."""
         return json_response({"status": "live"})
 
-    @routes.get("/health/ready", tags=["health"])
+    @routes.head("/health/ready", include_in_schema=False)
+    @routes.get(
+        "/health/ready", tags=["health"], response_model=ReadyAnswer,
+        responses={503: {"model": ReadyAnswer, "description": "A part is red"}},
+    )  # fmt: skip
     def ready() -> Response:
         """200 when no part is red, else 503; each part's state either way."""
         parts = dict(runtime.parts())
         is_ready = all(part.state != "red" for part in parts.values())
         return json_response({"ready": is_ready, "parts": parts}, 200 if is_ready else 503)
 
-    @routes.get("/metrics", tags=["health"])
+    @routes.head("/metrics", include_in_schema=False)
+    @routes.get("/metrics", tags=["health"], response_class=PlainTextResponse)
     def metrics() -> Response:
         """Prometheus text."""
         measure(runtime)

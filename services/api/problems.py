@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -10,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from services.api.schemas import ProblemAnswer
 from services.domain import BadRequest, StageUnavailable, WireError
 
 MEDIA_TYPE = "application/problem+json"
@@ -26,6 +30,8 @@ TYPES = {
 }
 """Every problem type (as `urn:freshrank:problem:<name>`) with its status and title. Stable."""
 
+NOT_FOUND = (("get", ["items"]), ("post", ["model"]))
+"""Routes with an id that may be one of nothing; a user or item of which nothing is known still has a list."""
 _BY_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
 
 
@@ -41,7 +47,9 @@ class Problem(HTTPException):
         self.more = more or {}
 
 
-def respond(name: str, detail: str, more: dict[str, object] | None = None) -> Response:
+def respond(
+    name: str, detail: str, more: dict[str, object] | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
     """The response of one problem."""
     status, title = TYPES[name]
     document = {
@@ -51,8 +59,31 @@ def respond(name: str, detail: str, more: dict[str, object] | None = None) -> Re
         "detail": detail,
         **(more or {}),
     }
-    headers = {"Retry-After": "1"} if status == 503 else None
+    headers = {"Retry-After": "1"} if status == 503 else headers
     return Response(msgspec.json.encode(document), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def declared(document: dict[str, Any]) -> dict[str, Any]:
+    """An OpenAPI document with the problems that each route may answer, in place of those the framework supposes."""
+    problem = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}}}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if path.startswith("/health") or path == "/metrics":
+                operation["responses"].pop("422", None)
+                continue
+            statuses = [422, 503]
+            statuses += [400, 413] if "requestBody" in operation else []
+            statuses += [404] if "{" in path and (method, operation["tags"]) in NOT_FOUND else []
+            told = {str(status): {"description": _described(status), **problem} for status in sorted(statuses)}
+            operation["responses"] = {**operation["responses"], **told}
+    document["components"]["schemas"].pop("HTTPValidationError", None)
+    document["components"]["schemas"].pop("ValidationError", None)
+    document["components"]["schemas"]["ProblemAnswer"] = ProblemAnswer.model_json_schema()
+    return document
+
+
+def _described(status: int) -> str:
+    return "; ".join(f"`{name}`: {title}" for name, (of, title) in TYPES.items() if of == status)
 
 
 def install(app: FastAPI) -> None:
@@ -103,7 +134,9 @@ def _validation(_request: Request, error: Exception) -> Response:
 
 def _http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return respond(_BY_STATUS.get(error.status_code, "bad-request"), str(error.detail))
+    if error.status_code == 400 and "parsing the body" in str(error.detail):  # as the framework says it
+        return respond("bad-body", "the body is not JSON")
+    return respond(_BY_STATUS.get(error.status_code, "bad-request"), str(error.detail), headers=error.headers)
 
 
 def _internal(_request: Request, _error: Exception) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends
@@ -17,40 +17,40 @@ from services.api.problems import Problem
 from services.api.runtime import Runtime
 from services.api.schemas import (
     AMONG_MAX,
+    CATEGORIES,
     CATEGORY_CAP,
+    CURSOR,
     DIVERSITY,
     EXPLAIN,
     EXPLORE,
     LIMIT_DEFAULT,
     LIMIT_MAX,
-    ProblemAnswer,
+    RELATED_TO_USER,
     RankBody,
     RecommendationsBody,
     SlateAnswer,
     TrendingAnswer,
 )
-from services.domain import Query, Slate, from_us, to_us
-from services.fields import ID_LENGTH_MAX
+from services.domain import Query, Slate, WireError, from_us, to_us
+from services.fields import check_id
 from services.items import ItemTable
 from services.recommend import recommend
 from services.telemetry import DEGRADED
 
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    422: {"model": ProblemAnswer, "description": "A parameter or field is refused"}
-}
 TRENDING_DEPTH = 5000
 
 Limit = Annotated[int | None, Parameter(ge=1, le=LIMIT_MAX, description=f"How many; {LIMIT_DEFAULT} when left out.")]
 LimitAlias = Annotated[int | None, Parameter(ge=1, le=LIMIT_MAX, include_in_schema=False)]
 Ids = Annotated[list[str], Parameter(description="May be repeated; commas separate too.")]
-Categories = Annotated[list[str], Parameter(description="Items with any of these; may be repeated.")]
+Categories = Annotated[list[str], Parameter(description=f"{CATEGORIES} May be repeated.")]
+CategoriesAlias = Annotated[list[str], Parameter(include_in_schema=False)]
 Record = Annotated[bool, Parameter(description="false for a probe: the answer is not recorded as shown.")]
 Explain = Annotated[bool, Parameter(description=EXPLAIN)]
 Reasons = Annotated[
     Literal["source", "erasure"],
     Parameter(description="`erasure`: name an item of the history only if the score falls without it."),
 ]
-Cursor = Annotated[str | None, Parameter(description="`next` of the answer before.")]
+Cursor = Annotated[str | None, Parameter(description=CURSOR)]
 Diversity = Annotated[float | None, Parameter(ge=0, le=1, description=DIVERSITY)]
 CategoryCap = Annotated[int | None, Parameter(ge=0, le=LIMIT_MAX, description=CATEGORY_CAP)]
 Explore = Annotated[bool | None, Parameter(description=EXPLORE)]
@@ -67,7 +67,7 @@ def router(runtime: Runtime) -> APIRouter:
 
 
 def _add_user_list(routes: APIRouter, runtime: Runtime) -> None:
-    @routes.get("/v1/users/{user_id:path}/recommendations", response_model=SlateAnswer, responses=REFUSALS)
+    @routes.get("/v1/users/{user_id:path}/recommendations", response_model=SlateAnswer)
     def user_recommendations(  # noqa: PLR0913 (each one is a parameter of the route)
         user_id: str,
         limit: Limit = None,
@@ -85,6 +85,7 @@ def _add_user_list(routes: APIRouter, runtime: Runtime) -> None:
         numResults: LimitAlias = None,  # noqa: N803
         count: LimitAlias = None,
         size: LimitAlias = None,
+        categories: CategoriesAlias = [],  # noqa: B006
     ) -> Response:
         """The list of one user. A user never seen gets what is trending and new."""
         query = Query(
@@ -93,7 +94,7 @@ def _add_user_list(routes: APIRouter, runtime: Runtime) -> None:
             limit=limit or n or numResults or count or size or LIMIT_DEFAULT,
             asked_at=runtime.now(),
             exclude=_split(exclude) | shown_before(cursor),
-            categories=frozenset(category),
+            categories=frozenset([*category, *categories]),
             seen=seen,
             record=record,
             diversity=diversity,
@@ -101,13 +102,13 @@ def _add_user_list(routes: APIRouter, runtime: Runtime) -> None:
             explore=explore,
             reasons="erasure" if explain else reasons,
         )
-        return answer(query, runtime, explain=explain)
+        return answer(query, runtime, cursor, explain=explain)
 
 
 def _add_bodies(routes: APIRouter, runtime: Runtime) -> None:
     strict = [Depends(check_json)]
 
-    @routes.post("/v1/recommendations", response_model=SlateAnswer, responses=REFUSALS, dependencies=strict)
+    @routes.post("/v1/recommendations", response_model=SlateAnswer, dependencies=strict)
     def recommendations(body: RecommendationsBody) -> Response:
         """The list of a user, or of a visitor who is known by recent items only."""
         query = Query(
@@ -116,7 +117,7 @@ def _add_bodies(routes: APIRouter, runtime: Runtime) -> None:
             limit=body.limit,
             asked_at=runtime.now(),
             recent=tuple(checked_id("recent", each) for each in body.recent),
-            exclude=frozenset(body.exclude) | shown_before(body.cursor),
+            exclude=_left_out(body.exclude) | shown_before(body.cursor),
             categories=frozenset(body.categories),
             seen=body.seen,
             record=body.record,
@@ -125,9 +126,9 @@ def _add_bodies(routes: APIRouter, runtime: Runtime) -> None:
             explore=body.explore,
             reasons="erasure" if body.explain else body.reasons,
         )
-        return answer(query, runtime, explain=body.explain)
+        return answer(query, runtime, body.cursor, explain=body.explain)
 
-    @routes.post("/v1/rank", response_model=SlateAnswer, responses=REFUSALS, dependencies=strict)
+    @routes.post("/v1/rank", response_model=SlateAnswer, dependencies=strict)
     def rank(body: RankBody) -> Response:
         """The caller's own list, best first for this user. Nothing of it is left out unless asked for."""
         query = Query(
@@ -137,7 +138,7 @@ def _add_bodies(routes: APIRouter, runtime: Runtime) -> None:
             asked_at=runtime.now(),
             recent=tuple(checked_id("recent", each) for each in body.recent),
             among=tuple(checked_id("item_ids", each) for each in body.item_ids),
-            exclude=frozenset(body.exclude),
+            exclude=_left_out(body.exclude),
             categories=frozenset(body.categories),
             seen=body.seen,
             record=body.record,
@@ -149,14 +150,15 @@ def _add_bodies(routes: APIRouter, runtime: Runtime) -> None:
 
 
 def _add_related(routes: APIRouter, runtime: Runtime) -> None:
-    @routes.get("/v1/items/{item_id:path}/related", response_model=SlateAnswer, responses=REFUSALS)
+    @routes.get("/v1/items/{item_id:path}/related", response_model=SlateAnswer)
     def related(  # noqa: PLR0913 (each one is a parameter of the route)
         item_id: str,
-        user_id: Annotated[str | None, Parameter(description="Makes the order personal.")] = None,
+        user_id: Annotated[str | None, Parameter(description=RELATED_TO_USER)] = None,
         limit: Limit = None,
         cursor: Cursor = None,
         category: Categories = [],  # noqa: B006
         exclude: Ids = [],  # noqa: B006
+        seen: Literal["drop", "keep"] = "drop",
         diversity: Diversity = None,
         category_cap: CategoryCap = None,
         explore: Explore = None,
@@ -164,31 +166,44 @@ def _add_related(routes: APIRouter, runtime: Runtime) -> None:
         reasons: Reasons = "source",
         explain: Explain = False,
         n: LimitAlias = None,
+        numResults: LimitAlias = None,  # noqa: N803
         count: LimitAlias = None,
+        size: LimitAlias = None,
+        categories: CategoriesAlias = [],  # noqa: B006
     ) -> Response:
         """Items like one item: near by vector, and taken together with it."""
         query = Query(
             request_id=uuid.uuid4().hex,
             user_id=None if user_id is None else checked_id("user_id", user_id),
-            limit=limit or n or count or LIMIT_DEFAULT,
+            limit=limit or n or numResults or count or size or LIMIT_DEFAULT,
             asked_at=runtime.now(),
             like=checked_id("item_id", item_id),
             exclude=_split(exclude) | shown_before(cursor),
-            categories=frozenset(category),
+            categories=frozenset([*category, *categories]),
+            seen=seen,
             record=record,
             diversity=diversity,
             category_cap=category_cap,
             explore=explore,
             reasons="erasure" if explain else reasons,
         )
-        return answer(query, runtime, explain=explain)
+        return answer(query, runtime, cursor, explain=explain)
 
 
 def _add_trending(routes: APIRouter, runtime: Runtime) -> None:
-    @routes.get("/v1/trending", response_model=TrendingAnswer, responses=REFUSALS)
-    def trending(category: Categories = [], limit: Limit = None, n: LimitAlias = None) -> Response:  # noqa: B006
+    @routes.get("/v1/trending", response_model=TrendingAnswer)
+    def trending(
+        category: Categories = [],  # noqa: B006
+        limit: Limit = None,
+        n: LimitAlias = None,
+        numResults: LimitAlias = None,  # noqa: N803
+        count: LimitAlias = None,
+        size: LimitAlias = None,
+        categories: CategoriesAlias = [],  # noqa: B006
+    ) -> Response:
         """What most people take lately, the same for everybody; `score` is the decayed number of clicks."""
-        wanted = limit or n or LIMIT_DEFAULT
+        wanted = limit or n or numResults or count or size or LIMIT_DEFAULT
+        category = [*category, *categories]
         found = runtime.items.trending(to_us(runtime.now()), TRENDING_DEPTH if category else wanted)
         if category:
             carries = runtime.items.has_categories([item_id for item_id, _ in found], frozenset(category)).tolist()
@@ -212,8 +227,10 @@ TURN_S_MAX = 0.25
 """Nobody waits longer for their turn: behind a store that hangs, answers go on side by side."""
 
 
-def answer(query: Query, runtime: Runtime, *, explain: bool, is_continued: bool = True) -> Response:
-    """Ask, and write the slate as JSON."""
+def answer(
+    query: Query, runtime: Runtime, cursor: str | None = None, *, explain: bool, is_continued: bool = True
+) -> Response:
+    """Ask, and write the slate as JSON. `cursor`: what was shown before it, where it goes on."""
     first = _ANSWERING.acquire(timeout=TURN_S_MAX)
     try:
         slate = recommend(query, runtime.stages())
@@ -223,13 +240,13 @@ def answer(query: Query, runtime: Runtime, *, explain: bool, is_continued: bool 
     for stage in slate.degraded:
         DEGRADED.labels(stage).inc()
     full = is_continued and len(slate.items) == query.limit
-    following = cursor_of([*query.exclude, *(p.item_id for p in slate.items)]) if full else None
+    following = cursor_of([*shown_before(cursor), *(p.item_id for p in slate.items)]) if full else None
     return json_response(slate_answer(slate, runtime.items, following, explain=explain))
 
 
 def slate_answer(slate: Slate, items: ItemTable, following: str | None, *, explain: bool) -> dict[str, object]:
     """A slate in the shape of SlateAnswer."""
-    known = slate.user_row_time_us > 0
+    known = slate.user_id is not None and slate.user_row_time_us > 0
     written: dict[str, object] = {
         "request_id": slate.request_id,
         "user_id": slate.user_id,
@@ -258,8 +275,10 @@ def json_response(content: object, status: int = 200) -> Response:
 def checked_id(name: str, given: str) -> str:
     """An id from a path, a parameter or a body, trimmed; Problem when no message could ever carry it."""
     trimmed = given.strip()
-    if not trimmed or len(trimmed) > ID_LENGTH_MAX or "\x00" in trimmed:
-        raise Problem("bad-parameter", f"{name} must have 1 to {ID_LENGTH_MAX} characters, none of them NUL")
+    try:
+        check_id(name, trimmed)
+    except WireError as error:
+        raise Problem("bad-parameter", error.detail) from None
     return trimmed
 
 
@@ -270,4 +289,9 @@ def _user(user_id: str | None, recent: list[str]) -> str | None:
 
 
 def _split(given: list[str]) -> frozenset[str]:
-    return frozenset(part for each in given for part in each.split(",") if part)
+    parts = [part for each in given for part in each.split(",")]
+    return frozenset(checked_id("exclude", part) for part in parts if part.strip())
+
+
+def _left_out(given: list[str]) -> frozenset[str]:
+    return frozenset(checked_id("exclude", each) for each in given)

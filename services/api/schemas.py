@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from services.signals import CATEGORIES_MAX
+
 LIMIT_DEFAULT = 20
 LIMIT_MAX = 500
 LIMIT_ALIASES = ("n", "numResults", "count", "size")
@@ -14,8 +16,12 @@ RECENT_MAX = 1000
 
 DIVERSITY = "0: by score alone, 1: by unlikeness alone, 0.3: spread out a little; the instance's when left out."
 CATEGORY_CAP = (
-    "At most so many items of any category (of those not asked for); 0: no cap; the instance's when left out."
+    "At most so many items of any category (of those not asked for) in one answer; 0: no cap; the instance's when left "
+    "out."
 )
+CATEGORIES = f"Items with any of these; the first {CATEGORIES_MAX} categories of an item count."
+CURSOR = "`next` of the answer before; send everything else of the question again."
+RELATED_TO_USER = "Makes the order personal, and leaves out what this user has seen unless `seen` is `keep`."
 EXPLAIN = (
     "Also say which gathered candidates were then dropped, and by which filter; what a source leaves out itself "
     "(seen, excluded, other categories) is not among them. Reasons are by erasure."
@@ -33,7 +39,7 @@ class Asking(BaseModel):
 
     exclude: list[str] = Field([], max_length=5000, description="Items that must not be in the answer.")
     categories: list[str] = Field(
-        [], max_length=100, validation_alias=AliasChoices("categories", "category"), description="Any of these."
+        [], max_length=100, validation_alias=AliasChoices("categories", "category"), description=CATEGORIES
     )
     record: bool = Field(True, description="false for a probe: the answer is not recorded as shown.")
     diversity: float | None = Field(None, ge=0, le=1, description=DIVERSITY)
@@ -58,7 +64,7 @@ class RecommendationsBody(Asking):
     )
     limit: int = Field(LIMIT_DEFAULT, ge=1, le=LIMIT_MAX, validation_alias=_LIMIT)
     seen: Literal["drop", "keep"] = Field("drop", description="Whether what was taken before is dropped.")
-    cursor: str | None = Field(None, description="`next` of the answer before.")
+    cursor: str | None = Field(None, description=CURSOR)
     explore: bool | None = Field(None, description=EXPLORE)
 
 
@@ -168,10 +174,12 @@ class SlateAnswer(BaseModel):
     request_id: str
     user_id: str | None
     release_id: str | None = Field(description="null before the first release.")
-    features_as_of: str | None = Field(description="Time of the user's row; null for a stranger.")
+    features_as_of: str | None = Field(description="Time of the user's row; null for a stranger and a visitor.")
     items_as_of: int
     degraded: list[str] = Field(description="What did not answer in time; the list is worse for it.")
-    next: str | None = Field(description="Send it as `cursor` for more of this list; null at its end.")
+    next: str | None = Field(
+        description="Send it as `cursor` for more of this list; null at its end, which comes after 1,000 items at most."
+    )
     items: list[PickAnswer]
     dropped: list[DroppedAnswer] | None = Field(None, description="Only with explain.")
 
@@ -211,6 +219,7 @@ class EventsAnswer(BaseModel):
                     "rejected": [{"index": 2, "reason": "missing_item_id", "detail": "item_id is required"}],
                     "retry_not_recognised": 0,
                     "undeclared_kinds": [],
+                    "unknown_fields": [],
                     "waited": {"group": "features", "reached": True, "milliseconds": 38.1},
                 }
             ]
@@ -224,6 +233,7 @@ class EventsAnswer(BaseModel):
         0, description="Events with neither event_id nor time: sent again, they count twice."
     )
     undeclared_kinds: list[str] = Field([], description="Kinds that no setting declares: kept, but neutral.")
+    unknown_fields: list[str] = Field([], description="Names of fields that say nothing here: they were not read.")
     waited: WaitedAnswer | None = None
 
 
@@ -251,7 +261,11 @@ class EventBody(BaseModel):
     kind: str = Field("click", description="A declared kind (`freshrank settings`), else it is neutral.")
     occurred_at: str | float | None = Field(None, description="ISO 8601, or epoch in s or ms; now when left out.")
     value: float | None = None
-    event_id: str | None = Field(None, description="Derived from all fields when left out and a time is given.")
+    event_id: str | None = Field(
+        None,
+        description="What makes a retry the same event: unique among the events of all users. Derived from all fields "
+        "when left out and a time is given; with neither, every event is another one.",
+    )
     request_id: str | None = Field(None, description="Of the list that caused it.")
     session_id: str | None = None
     properties: dict[str, Any] = {}
@@ -268,7 +282,9 @@ class ItemFields(BaseModel):
 
     title: str = ""
     text: str = ""
-    categories: list[str] = []
+    categories: list[str] = Field(
+        [], description=f"The first {CATEGORIES_MAX} count in lists, caps and interests; the others are only shown."
+    )
     attributes: dict[str, Any] = {}
     available: bool = True
     published_at: str | float | None = None
@@ -283,7 +299,9 @@ class ItemBody(ItemFields):
 
 
 class ProblemAnswer(BaseModel):
-    """RFC 9457; `type` is stable."""
+    """RFC 9457; `type` is stable. Some say more: `errors` field by field, or all that a body's answer says."""
+
+    model_config = ConfigDict(extra="allow")
 
     type: str = Field(examples=["urn:freshrank:problem:bad-parameter"])
     title: str

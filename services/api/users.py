@@ -7,6 +7,7 @@ from datetime import datetime
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from services.api.answers import UserAnswer
 from services.api.recommendations import checked_id, json_response
 from services.api.runtime import Runtime
 from services.domain import UserState, from_us, to_us
@@ -20,7 +21,7 @@ def router(runtime: Runtime) -> APIRouter:
     """The routes of this family over one runtime."""
     routes = APIRouter(tags=["users"])
 
-    @routes.get("/v1/users/{user_id:path}")
+    @routes.get("/v1/users/{user_id:path}", response_model=UserAnswer)
     def get_user(user_id: str) -> Response:
         """History, features and freshness of one user; `known` is false for a stranger."""
         user = runtime.features.read(checked_id("user_id", user_id))

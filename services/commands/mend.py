@@ -179,13 +179,9 @@ def _fields(entry: Entry) -> dict[str, object]:
 def _wanted(
     reason: str | None, topic: str | None, since: str | None, until: str | None, replayed: bool | None
 ) -> Wanted:
-    from services.domain import TOPICS, BadRequest
-    from services.quarantine import Wanted
+    from services.quarantine import Wanted, topic_named
 
-    if topic is not None:
-        topic = topic if topic.startswith("freshrank.") else f"freshrank.{topic}"
-        if topic not in TOPICS:
-            raise BadRequest(f"there is no topic {topic}; the topics are {', '.join(TOPICS)}")
+    topic = None if topic is None else topic_named(topic)
     return Wanted(reason, topic, _time("since", since), _time("until", until), replayed)
 
 
