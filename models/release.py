@@ -244,11 +244,15 @@ class ModelRelease:
         beside = folder.with_name(f".{folder.name}.writing")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        self._write(beside)
-        for each in beside.iterdir():
-            _sync(each)
-        _sync(beside)
-        os.replace(beside, folder)
+        try:
+            self._write(beside)
+            for each in beside.iterdir():
+                _sync(each)
+            _sync(beside)
+            os.replace(beside, folder)
+        except BaseException:  # a full disk is not filled further by what was left half written
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
         _sync(folder.parent)
 
     @staticmethod

@@ -231,6 +231,18 @@ class ItemTable:
             numbers = [n for name in wanted if (n := self._category_numbers.get(name))]
             return np.asarray(np.isin(self._categories[self._slots_of(item_ids)], numbers).any(axis=1), dtype=np.bool_)
 
+    def births(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        """When items were born (published, else their first card), in µs; 0: nobody knows. [n]"""
+        with self._lock:
+            return self._born_us[self._slots_of(item_ids)]
+
+    def set_births(self, item_ids: Sequence[str], born_us: NDArray[np.int64]) -> None:
+        """Say when items were born, in a table that is turned back to an earlier time. [n]"""
+        with self._lock:
+            self._born_us[self._slots_of(item_ids)] = born_us
+            self._born_us[0] = 0
+            self._ranked.clear()
+
     def category_numbers(self, names: frozenset[str]) -> frozenset[int]:
         """The numbers that these categories have in a block; unknown ones have none."""
         return frozenset(number for name in names if (number := self._category_numbers.get(name)))

@@ -224,7 +224,7 @@ class Instance:
         self._spool = home.spool(self.sink)
         self._queue = None if slates else _slate_log(home)
         self._slates: SlateLog = slates or self._queue or MemorySlateLog()
-        self._vectors: list[ItemVectors] = []
+        self._vectors: dict[str, ItemVectors] = {}  # by release
         self._held_back = 0
         self._within = {name: Bounded(f"the {name}", HEALTH_S) for name in PARTS}
         self._serving = self._make_serving()
@@ -334,7 +334,8 @@ class Instance:
         release = load_release(info, self.settings.device) if info else None
         stages, vectors = build_stages(release, items, self.features, self._slates, self.settings.mix())
         if info is not None and vectors is not None:
-            self._vectors = [*self._vectors[-1:], vectors]  # the old release still answers until the swap
+            old = {name: of for name, of in self._vectors.items() if name == self._serving.release_id}
+            self._vectors = {**old, info.release_id: vectors}  # the old release still answers until the swap
             vectors.load()  # once more: what came since the first look went to the old release only
             self._forget_vectors(items, info)
         return stages
@@ -357,7 +358,7 @@ class Instance:
 
     def _refresh(self) -> None:
         fresh = self.items.take_new_vectors()
-        for vectors in self._vectors:
+        for vectors in tuple(self._vectors.values()):
             vectors.add(fresh)
 
 

@@ -102,6 +102,11 @@ class Serving:
         held = self._held()
         return replace(held, missing=("items",)) if self._is_stale() else held
 
+    @property
+    def release_id(self) -> str | None:
+        """The release that answers now; None without one, and before start()."""
+        return self._stages.release_id if self._stages else None
+
     def _held(self) -> Stages:
         assert self._stages is not None, "start() has not been called"
         return self._stages
@@ -187,12 +192,13 @@ class Serving:
         started = time.monotonic()
         try:
             stages = self._build(live, self.items)
-        except FreshrankError as error:
-            self._refused, self._refused_because = live.release_id, str(error)
+            self._warm(stages)
+        except Exception as error:  # whatever is wrong with it, the one that answers goes on
+            said = str(error) if isinstance(error, FreshrankError) else f"{type(error).__name__}: {error}"
+            self._refused, self._refused_because = live.release_id, said
             self._try_again_at = time.monotonic() + self._paces.refused_again_s
-            log.error("release_refused", release_id=live.release_id, error=str(error))
+            log.error("release_refused", release_id=live.release_id, error=said)
             return
-        self._warm(stages)
         before = self._held().release_id
         with self._swap:
             self._stages = self._as_of_now(stages)

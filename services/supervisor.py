@@ -53,6 +53,13 @@ class Running:
     deaths: int = 0
     not_before: float = 0.0
 
+    def back_off(self, now: float) -> float:
+        """Not to start again for a while, longer with each time; the seconds."""
+        pause_s = BACKOFF_S[min(self.deaths, len(BACKOFF_S) - 1)]
+        self.deaths += 1
+        self.not_before = now + pause_s
+        return pause_s
+
 
 class RunLock:
     """The right to run on a home, for as long as this process lives."""
@@ -138,12 +145,14 @@ class Supervisor:
                 raise SettingsInvalid(f"{each.service.name} cannot start as it is set; its log says why")
             each.process = None
             each.deaths = 0 if now - each.started_at > STEADY_S else each.deaths
-            pause_s = BACKOFF_S[min(each.deaths, len(BACKOFF_S) - 1)]
-            each.deaths += 1
-            each.not_before = now + pause_s
-            log.warning("process_died", name=each.service.name, code=code, again_in_s=pause_s)
+            log.warning("process_died", name=each.service.name, code=code, again_in_s=each.back_off(now))
         if now >= each.not_before:
-            each.process = start(each.service)
+            try:
+                each.process = start(each.service)
+            except OSError as error:  # no memory for it, or no file for its output: the others go on
+                said = {"name": each.service.name, "error": str(error)}
+                log.error("process_not_started", **said, again_in_s=each.back_off(now))
+                return
             each.started_at = now
             log.info("process_started", name=each.service.name, pid=each.process.pid)
 

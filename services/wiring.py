@@ -31,6 +31,7 @@ from services.ports import Bus, Consumer, EventSink, FeatureStore, LogView, Slat
 from services.recommend import Stages
 from services.reports import Reporter, Serving, Told, nothing_served, told
 from services.settings import Settings, without_secrets
+from services.signals import MODEL_FEATURES
 from services.tables import erasures, open_database, sqlite_engine
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ if TYPE_CHECKING:
 
 ERASED_FOR_S = 2.0
 log = structlog.get_logger()
-KAFKA_MARK = "bus.kafka"
-"""A file that says that a home is an instance, where no log lies in it."""
+KAFKA_MARK = "bus.kafka"  # a file that says that a home is an instance, where no log lies in it
 
 
 def now() -> datetime:
@@ -366,13 +366,16 @@ def check_device(device: str) -> None:
 
 
 def load_release(info: ReleaseInfo, device: str = "auto") -> ModelRelease:
-    """A published release from its directory. Raises ReleaseInvalid, naming the file, when it is damaged."""
+    """A published release from its directory. Raises ReleaseInvalid, naming the file, when it is damaged or unfit."""
     from models.release import ModelRelease, ReleaseDamaged
 
     try:
-        return ModelRelease.load(Path(info.path), device)
+        release = ModelRelease.load(Path(info.path), device)
     except ReleaseDamaged as error:
         raise ReleaseInvalid(f"release {info.release_id}: {error}") from error
+    if release.manifest.feature_names != MODEL_FEATURES:
+        raise ReleaseInvalid(f"release {info.release_id} reads other features than this version has; retrain")
+    return release
 
 
 def feast_command(settings: Settings) -> tuple[list[str], dict[str, str], Path]:

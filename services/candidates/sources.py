@@ -42,7 +42,7 @@ class FaissSource:
             return ()
         limit = max(self.limit, query.limit)
         passed = _passed_over(query, user)
-        deeper = OVERFETCH_MAX if query.categories else min(len(passed), OVERFETCH_MAX)
+        deeper = OVERFETCH_MAX if query.categories else min(len(passed) + len(query.exclude), OVERFETCH_MAX)
         user_vector = self.vectors.reading(query, user).user_vector
         found = [each for each in self.vectors.nearest(user_vector, limit + deeper) if each[1] not in passed]
         wanted = _wanted(self.items, query, [item_id for item_id, _, _ in found])
@@ -125,7 +125,7 @@ class RelatedSource:
         vector = self.vectors.of([like])[0]
         if not vector.any():
             return []
-        deeper = OVERFETCH_MAX if query.categories else OVERFETCH_MAX // 10
+        deeper = OVERFETCH_MAX if query.categories else min(OVERFETCH_MAX // 10 + len(query.exclude), OVERFETCH_MAX)
         near = self.vectors.nearest(vector, limit + deeper, to_item=True)
         return [item_id for item_id, _, _ in near if item_id != like]
 

@@ -28,7 +28,7 @@ ROWS = 2000
 FOLDERS = ("offline", "archive", "releases", "runs", "encoders")
 OWN = (
     *MARKS, *DATABASES, *FOLDERS, "embeddings.db", ".registry.lock", "import", "rejects", "metrics", "logs", "api.json",
-    "parity.json", "run.log", "offsets.json", "manifest.json",
+    "parity.json", ".parity.json.draft", "run.log", "offsets.json", "manifest.json",
 )  # fmt: skip
 """What can lie in a home."""
 BESIDE = ("-wal", "-shm", "-journal")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -59,6 +60,7 @@ def _learn(
         from services.settings import load_settings
 
         settings = load_settings(effort=effort)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through every `with`: the run is written down
     with bars(show_bars or not as_json) as progress:
         verdict = run(settings, progress)
     outcome = "promoted" if verdict.promoted else "not promoted"

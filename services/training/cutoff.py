@@ -39,7 +39,8 @@ class ItemsAtCut:
     """The live item table, turned back: counts from the feature history, co-visits from the events before the cut.
 
     Cards and text vectors are today's: a title does not change with time. An item published after the cut is not
-    servable at the cut by its own date.
+    servable at the cut by its own date. One without a date was born with its first card or its first event; what was
+    born after the cut is not new at the cut (or the newest items would be those that nobody had heard of).
     """
 
     def __init__(self, live_items: Callable[[], ItemTable], history: FeatureHistory, bounds: Bounds = BOUNDED) -> None:
@@ -63,7 +64,21 @@ class ItemsAtCut:
                 ItemChanged(item_id, together.get(item_id, nothing), seq),
             )
         )
+        table.set_births(item_ids, _births(table.births(item_ids), item_ids, before, cut_us))
         return table
+
+
+def _births(
+    known_us: NDArray[np.int64], item_ids: Sequence[str], before: EventColumns, cut_us: int
+) -> NDArray[np.int64]:
+    """When each item was born, as far as was known at the cut; 0: not yet. [n]"""
+    codes, first = np.unique(before.item_codes, return_index=True)  # events are in the order of time
+    met_us = dict(
+        zip((before.item_ids[code] for code in codes.tolist()), before.occurred_us[first].tolist(), strict=True)
+    )
+    first_us = np.array([met_us.get(item_id, 0) for item_id in item_ids], dtype=np.int64)
+    born_us = np.where((first_us > 0) & ((known_us == 0) | (known_us >= cut_us)), first_us, known_us)
+    return np.where(born_us < cut_us, born_us, 0)
 
 
 def covisits(before: EventColumns, cut_us: int, bounds: Bounds = BOUNDED) -> dict[str, CovisitsPart]:

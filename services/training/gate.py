@@ -64,7 +64,8 @@ def choose_cut(events: EventColumns, gate: Gate, live_until_us: int) -> int:
 def slice_after(events: EventColumns, cut_us: int, users_max: int, seed: int) -> Slice:
     """The slice that starts at the cut; more than `users_max` users are sampled."""
     before = events.before(cut_us)
-    taken = _pairs(before, before.user_codes, before.item_codes)
+    met = before.keep(before.weight != 0)  # what was merely shown is still new
+    taken = _pairs(met, met.user_codes, met.item_codes)
     after = events.since(cut_us)
     after = after.keep(after.positive)
     fresh = after.keep(~np.isin(_pairs(after, after.user_codes, after.item_codes), taken))

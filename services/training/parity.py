@@ -7,7 +7,6 @@ The join is the one that training makes: the user's row of exactly `user_row_tim
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from services.domain import SECOND_US, Slate, from_us, to_us
@@ -32,7 +32,9 @@ from services.signals import (
 )
 from services.telemetry import PARITY_LISTS, PARITY_SHARE
 
+log = structlog.get_logger()
 REPORT = "parity.json"
+DRAFT = f".{REPORT}.draft"
 RELATIVE, ABSOLUTE = 1e-6, 1e-7
 """How far two float32 may be apart: what the exponential of another machine's vector unit may differ by."""
 NEWER_US = 60 * SECOND_US
@@ -128,20 +130,24 @@ def recorded(slate: Slate) -> NDArray[np.float32]:
 
 def keep(parity: Parity, folder: Path, at: datetime) -> None:
     """Write a report down, for `tell` and for people."""
-    draft = folder / f".{REPORT}.{os.getpid()}"
+    draft = folder / DRAFT
     draft.write_text(json.dumps({"at": at.isoformat(), "share": parity.share, **asdict(parity)}, indent=1) + "\n")
     draft.rename(folder / REPORT)
 
 
 def tell(folder: Path) -> None:
-    """Show the report that was kept last in the metrics; nothing where there is none."""
+    """Show the report that was kept last in the metrics; nothing where there is none that can be read."""
     try:
         report = json.loads((folder / REPORT).read_text())
+        compared, share = report["compared"], report["share"]
     except FileNotFoundError:
         return
-    PARITY_LISTS.set(report["compared"])
-    if report["share"] is not None:
-        PARITY_SHARE.set(report["share"])
+    except (OSError, ValueError, KeyError, TypeError) as error:  # the next check writes it anew
+        log.warning("parity_report_unreadable", error=str(error))
+        return
+    PARITY_LISTS.set(compared)
+    if share is not None:
+        PARITY_SHARE.set(share)
 
 
 class _Told:

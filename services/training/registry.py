@@ -14,11 +14,13 @@ import structlog
 from sqlalchemy import Connection, Engine, Row, and_, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from services.domain import BadRequest, Metric, ReleaseInfo, StageUnavailable, Verdict, from_us, to_us
+from services.domain import BadRequest, Metric, ReleaseInfo, Verdict, from_us, to_us
 from services.tables import next_number, releases, runs
 
 log = structlog.get_logger()
 _LOCK = "releases_live"
+HALF_WRITTEN = ".*.writing"
+"""What a release is called until all of it is written."""
 RunState = Literal["running", "done", "failed"]
 
 
@@ -76,7 +78,7 @@ class SqlRegistry:
                 self._confirm(connection)
         except IntegrityError:
             raise BadRequest(f"release {info.release_id} is published already") from None
-        except StageUnavailable:  # the lease was lost: nobody will ever ask for this folder
+        except Exception:  # without a row (the lease was lost, the database is away) nobody will ever ask for it
             self._remove(Path(info.path))
             raise
 
@@ -115,17 +117,17 @@ class SqlRegistry:
             earlier = connection.execute(newest).first()
             if live is None or earlier is None:
                 raise BadRequest("there is no earlier release to go back to")
-            # the times of promotion stay: a second rollback goes further back
+            # A second rollback goes further back, and none comes back to the one that was left.
             connection.execute(update(releases).values(live=releases.c.release_id == earlier.release_id))
+            left = update(releases).where(releases.c.release_id == live.release_id)
+            connection.execute(left.values(promoted_us=0))
         return self._release(earlier)
 
     def prune(self, keep: int) -> tuple[str, ...]:
         """Forget releases beyond the newest `keep` and remove their folders, never the live one's or the one before
-        it; the ids removed."""
+        it, and what runs that died have left half written; the ids removed. Nobody may be writing one."""
         everything = self.all()
-        safe = {each.release_id for each in everything if each.live}
-        promoted = [each.release_id for each in everything if each.promoted and not each.live]
-        safe.update(promoted[:1])
+        safe = {each.release_id for each in everything if each.live} | self._before_live()
         kept = safe | {each.release_id for each in everything[:keep]}
         gone = [each for each in everything if each.release_id not in kept]
         for each in gone:
@@ -134,7 +136,15 @@ class SqlRegistry:
                 removed = connection.execute(releases.delete().where(still)).rowcount
             if removed:
                 self._remove(Path(each.path))
+        for path in self._folder.glob(HALF_WRITTEN):
+            self._remove(path)
         return tuple(each.release_id for each in gone)
+
+    def _before_live(self) -> set[str]:
+        """The release that was promoted last before the live one, if there is one."""
+        promoted = select(releases.c.release_id).where(releases.c.promoted_us > 0, releases.c.live.is_(False))
+        with self._engine.connect() as connection:
+            return set(connection.execute(promoted.order_by(releases.c.promoted_us.desc()).limit(1)).scalars())
 
     def _release(self, row: Row[Any]) -> ReleaseInfo:
         return ReleaseInfo(

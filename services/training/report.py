@@ -61,6 +61,7 @@ def run_training(training: Training[ExamplesT, FittedT], run: Run) -> Verdict:
             verdict = retrain(replace(training, registry=run.registry.fenced(confirm)), started_at)
         except BaseException as error:  # an interruption is written down too
             message = str(error) if isinstance(error, FreshrankError) else f"{type(error).__name__}: {error}"
+            message = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else message
             run.registry.end_run(run_id, run.now(), "failed", None, message)
             _write_report(run, run_id, started_at, None, message, traceback.format_exc())
             raise

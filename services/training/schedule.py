@@ -51,10 +51,9 @@ class RetrainSchedule:
     def start(self, first_at: datetime) -> None:
         """Begin. A job that is stored already keeps its next time, unless the period was changed."""
         from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
-        from apscheduler.schedulers.background import BackgroundScheduler
 
         store = SQLAlchemyJobStore(engine=self._engine, tablename=jobs.name)
-        scheduler = BackgroundScheduler(
+        scheduler = _patient_scheduler()(
             jobstores={"default": store},
             timezone="UTC",
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
@@ -95,6 +94,23 @@ class RetrainSchedule:
             stop_children()
             self._scheduler.shutdown(wait=True)
             self._scheduler = None
+
+
+def _patient_scheduler() -> type[BackgroundScheduler]:
+    """APScheduler's thread ends over the first write that its database refuses (3.11 is ready for failing reads alone):
+    this one looks again after a while."""
+    from apscheduler.schedulers.background import BackgroundScheduler
+
+    class PatientScheduler(BackgroundScheduler):  # type: ignore[misc]
+        def _process_jobs(self) -> float | None:
+            try:
+                wait_s: float | None = super()._process_jobs()
+            except Exception as error:
+                log.warning("schedule_waits", error=str(error), kind=type(error).__name__)
+                return float(self.jobstore_retry_interval)
+            return wait_s
+
+    return PatientScheduler
 
 
 class WhileRunning:
@@ -155,7 +171,10 @@ def start_child(command: list[str], environment: dict[str, str], threads: int) -
     limits["OMP_WAIT_POLICY"] = "PASSIVE"
     ours = {name: value for name, value in os.environ.items() if name != METRICS_FOLDER}  # not a file for every run
     with _children_lock:
-        child = subprocess.Popen(command, env={**ours, **limits, "MALLOC_ARENA_MAX": "2", **environment})
+        child = subprocess.Popen(
+            command, env={**ours, **limits, "MALLOC_ARENA_MAX": "2", **environment},
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,  # ours may be a pipe that nobody reads
+        )  # fmt: skip
         _children.add(child)
     try:
         psutil.Process(child.pid).nice(NICENESS)

@@ -113,6 +113,12 @@ class TestFaissSource(SourceContract):
     def test_a_stranger_gets_nothing_from_it(self, source: CandidateSource) -> None:
         assert source.candidates(query(), STRANGER) == ()
 
+    def test_what_is_excluded_is_made_up_for_so_later_pages_are_as_full_as_the_first(self) -> None:
+        source = sources.FaissSource(film_table(), a_history(HandRelease()), limit=2)
+        shown = frozenset({"cold", "s2", "s3", "s4"})
+        assert [c.item_id for c in source.candidates(query(limit=1), user("s1"))] == ["cold", "s2"]
+        assert [c.item_id for c in source.candidates(query(limit=1, exclude=shown), user("s1"))] == ["l4", "l3"]
+
 
 class TestFaissSourceWithARealRelease(SourceContract):
     @pytest.fixture

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from services.domain import BadRequest, Metric, ReleaseInfo, Verdict
 from services.memory import MemoryRegistry
@@ -134,6 +135,41 @@ class TestSqlRegistry(RegistrySuite):
         assert sorted(path.name for path in (tmp_path / "releases").iterdir()) == ["r0", "r1", "r4", "r5"]
         with pytest.raises(BadRequest):
             registry.promote("r3")
+
+    def test_none_goes_back_to_a_release_that_was_gone_back_from(self, registry: SqlRegistry) -> None:
+        for number in (1, 2, 3):
+            registry.publish(release(number))
+        registry.promote("r1")
+        registry.promote("r2")
+        registry.rollback()
+        registry.promote("r3")
+        assert registry.rollback().release_id == "r1"
+
+    def test_pruning_keeps_what_was_live_before_by_promotion_not_by_age(
+        self, registry: SqlRegistry, tmp_path: Path
+    ) -> None:
+        for number in range(8):
+            registry.publish(release(number))
+        for release_id in ("r0", "r1", "r2", "r0", "r1"):  # before r1 there was r0, the oldest
+            registry.promote(release_id)
+        assert registry.prune(keep=2) == ("r5", "r4", "r3", "r2")
+
+    def test_pruning_removes_what_a_run_that_died_left_half_written(
+        self, registry: SqlRegistry, tmp_path: Path
+    ) -> None:
+        for name in (".r7.writing", "mine"):
+            (tmp_path / "releases" / name).mkdir(parents=True)
+        registry.prune(keep=2)
+        assert [each.name for each in (tmp_path / "releases").iterdir()] == ["mine"]
+
+    def test_a_release_whose_row_cannot_be_written_leaves_no_folder(self, engine: Engine, tmp_path: Path) -> None:
+        folder = tmp_path / "releases" / "r1"
+        folder.mkdir(parents=True)
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE releases RENAME COLUMN reason TO why"))
+        with pytest.raises(SQLAlchemyError):
+            SqlRegistry(engine, Clock(), tmp_path / "releases").publish(release(1, str(folder)))
+        assert not folder.exists()
 
     def test_runs_are_listed_newest_first_with_how_they_ended(self, registry: SqlRegistry) -> None:
         registry.start_run("run-1", NOON, "demo")

@@ -21,6 +21,8 @@ from services.domain import (
     UserState,
     hash64,
 )
+from services.item_parts import CardPart, ItemChanged
+from services.items import ItemTable
 from services.memory import MemorySlateLog
 from services.ports import FeatureStore
 from services.recommend import Stages
@@ -120,6 +122,23 @@ def test_the_item_table_at_the_cut_has_the_counts_and_covisits_of_then() -> None
     assert block.counts[0, 5] < 1.0
     assert [item_id for item_id, _ in table.covisits("a")] == ["b"]
     assert table.title("c") == "C"
+
+
+def test_what_was_born_after_the_cut_is_not_among_the_new_items_at_the_cut() -> None:
+    born = {"old": CUT - 9 * DAY_US, "met": CUT + DAY_US, "later": CUT + 1, "dated": CUT + DAY_US}
+
+    def live() -> ItemTable:
+        table = ItemTable()
+        cards = {i: CardPart(i, [], True, False, CUT - DAY_US if i == "dated" else 0, 0, us) for i, us in born.items()}
+        table.apply(ItemChanged(item_id, card, seq) for seq, (item_id, card) in enumerate(cards.items(), start=1))
+        return table
+
+    before = columns([("ann", "met", "click", 5)]).before(CUT)  # imported with a card of today, but met long before
+    table = ItemsAtCut(live, EventsHistory(before))(before, CUT)
+    assert table.newest(CUT, 9) == (
+        ("dated", float(CUT - DAY_US)), ("met", float(START_US + 5)), ("old", float(CUT - 9 * DAY_US)),
+    )  # fmt: skip
+    assert table.servable(["later"], CUT).tolist() == [True]  # its text may still lead to it
 
 
 class Broken(FrozenRows):

@@ -110,3 +110,15 @@ def test_a_handful_of_users_cannot_replace_a_live_release() -> None:
     promoted, reason = decide(ndcg(0.9, users=29), ndcg(0.1, users=29), ndcg(0.05, users=29), ())
     assert not promoted
     assert "only 29 users" in reason
+
+
+def test_an_item_that_was_merely_shown_is_still_new_to_the_user() -> None:
+    rows = [
+        ("ann", "a", "impression", START, None),
+        ("ann", "b", "hide", START + 1, None),
+        ("ann", "b", "click", START + 10, None),  # hidden before: not new
+        ("ann", "a", "click", START + 11, None),
+    ]
+    events = columns_of_rows(rows, RULES)
+    judged = slice_after(events, START + 10, 100, 1)
+    assert [events.item_ids[item] for item in judged.target_codes] == ["a"]

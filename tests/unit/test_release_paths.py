@@ -10,8 +10,9 @@ import pytest
 from model_world import tiny_release
 from sqlalchemy import insert, select
 
+from models.release import ModelRelease
 from services.cli import main
-from services.domain import ReleaseInfo
+from services.domain import ReleaseInfo, ReleaseInvalid
 from services.settings import Settings
 from services.tables import releases
 from services.wiring import Home, load_release, open_home
@@ -50,7 +51,7 @@ def test_a_backup_loads_its_own_release_when_the_original_is_gone(
         live = copy.registry.live()
         assert live is not None
         assert live.path == str(tmp_path / "copy" / "releases" / "r1")
-        assert load_release(live).release_id == "r1"
+        assert ModelRelease.load(Path(live.path)).release_id == "r1"
 
 
 def test_pruning_a_copy_leaves_the_original_s_releases(original: Path, tmp_path: Path) -> None:
@@ -93,3 +94,12 @@ def test_an_old_absolute_path_in_a_copy_means_the_copy_s_release(original: Path,
 def test_what_is_stored_names_no_home(original: Path) -> None:
     with open_home(settings_at(original)) as home, home.engine.connect() as connection:
         assert connection.execute(select(releases.c.path)).scalar() == "r1"
+
+
+def test_a_release_of_other_features_is_refused_by_name(original: Path) -> None:
+    with open_home(settings_at(original)) as home:
+        live = home.registry.live()
+        assert live is not None
+        assert ModelRelease.load(Path(live.path)).manifest.feature_names == ("a", "b", "c")
+        with pytest.raises(ReleaseInvalid, match="release r1 reads other features than this version has"):
+            load_release(live)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import threading
 import time
@@ -148,3 +149,29 @@ def test_a_machine_starts_its_own_command_whoever_wrote_the_job_last(engine: Eng
     until((tmp_path / "ours").exists)
     second.stop()
     assert not (tmp_path / "theirs").exists()
+
+
+def test_a_database_that_refuses_one_write_does_not_end_the_schedule(tmp_path: Path) -> None:
+    path, told = tmp_path / "meta.db", tmp_path / "told"
+    counting = ChildCommand((sys.executable, "-c", f"open({str(told)!r}, 'a').write('x')"), {}, 1)
+    schedule = RetrainSchedule(open_database(path, busy_timeout_ms=50), timedelta(seconds=1), counting)
+    schedule.start(first_at=datetime.now(UTC) + timedelta(hours=1))
+    assert schedule._scheduler is not None
+    schedule._scheduler.jobstore_retry_interval = 0.2
+    locked = sqlite3.connect(path, isolation_level=None)
+    with capture_logs() as logs:
+        schedule.run_now(datetime.now(UTC) + timedelta(seconds=0.5))
+        locked.execute("BEGIN IMMEDIATE")
+        until(lambda: any(line["event"] == "schedule_waits" for line in logs))
+    locked.execute("ROLLBACK")
+    locked.close()
+    before = len(told.read_text()) if told.exists() else 0
+    try:
+        until(lambda: told.exists() and len(told.read_text()) >= before + 2)
+    finally:
+        schedule.stop()
+
+
+def test_what_a_child_prints_is_not_printed_by_the_process_that_started_it(capfd: pytest.CaptureFixture[str]) -> None:
+    assert start_child([sys.executable, "-c", "print('a document'); print(repr(input()))"], {}, 1) == 1  # no stdin
+    assert "a document" not in capfd.readouterr().out

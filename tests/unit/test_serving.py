@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 
 from services.domain import ReleaseInfo, ReleaseInvalid
 from services.freshness import Arrived
+from services.item_parts import CardPart, ItemChanged
 from services.items import ItemTable
 from services.memory import MemoryFeatureStore, MemoryRegistry, MemorySlateLog
 from services.recommend import Stages
 from services.serving import Paces, Serving
+from services.signals import Scores
 from services.wiring import build_stages
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -29,6 +31,9 @@ class Nothing:
 
     def arrived(self, since: int, until: int) -> Sequence[Arrived]:
         return ()
+
+
+NOTHING = Nothing()
 
 
 class BreakingRegistry(MemoryRegistry):
@@ -62,11 +67,19 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def started(registry: MemoryRegistry, build: Builder) -> Serving:
+class OneItem(Nothing):
+    """A feed with one item, so that there is something to score."""
+
+    def load(self, table: ItemTable) -> int:
+        table.apply([ItemChanged("a", CardPart("A", [], True, False, 0, 0, 1), 1)])
+        return 1
+
+
+def started(registry: MemoryRegistry, build: Builder, feed: Nothing = NOTHING) -> Serving:
     for name in ("one", "two"):
         registry.publish(ReleaseInfo(name, "", NOW, NOW))
     registry.promote("one")
-    serving = Serving(Nothing(), registry, build, lambda: None, lambda: NOW, Paces(0.01, 0.01, 0.05))
+    serving = Serving(feed, registry, build, lambda: None, lambda: NOW, Paces(0.01, 0.01, 0.05))
     serving.start()
     return serving
 
@@ -106,4 +119,26 @@ def test_a_watcher_outlives_an_error_that_nobody_foresaw_and_health_says_so() ->
     registry.broken = False
     registry.promote("two")
     until(lambda: serving.stages().release_id == "two")
+    serving.stop()
+
+
+def test_a_release_that_cannot_answer_is_refused_like_a_damaged_one_also_at_the_start() -> None:
+    class Unfit:
+        name = "unfit"
+
+        def score(self, *_asked: object) -> Scores:
+            raise AssertionError("features (1, 20, 24), not (1, 20, 23)")
+
+    class BuildsUnfit(Builder):
+        def __call__(self, info: ReleaseInfo | None, items: ItemTable) -> Stages:
+            stages = super().__call__(info, items)
+            return replace(stages, scorer=Unfit()) if info is not None and info.release_id in unfit else stages
+
+    unfit = {"one"}
+    registry, build = MemoryRegistry(), BuildsUnfit()
+    serving = started(registry, build, OneItem())
+    assert (serving.stages().release_id, serving.release_id) == (None, None)
+    assert "AssertionError: features" in serving.health()["model"].detail
+    unfit.clear()
+    until(lambda: serving.release_id == "one")
     serving.stop()

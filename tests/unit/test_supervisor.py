@@ -115,3 +115,20 @@ def test_restarted_consumers_of_a_run_are_the_same_members_of_their_groups_on_ka
     assert name("a") != name("b"), "two instances on one host would throw each other out"
     assert name("a", kafka_instance_id="mine") is None, "a name that is set reaches the processes as it is"
     assert lasting_names(Settings(home=tmp_path)) == (), "the embedded log knows its members otherwise"
+
+
+def test_a_process_that_cannot_be_started_again_is_tried_later_and_the_others_stay_up(tmp_path: Path) -> None:
+    folder = tmp_path / "of-dies"
+    dies = Service("dies", (sys.executable, "-c", "print('up', flush=True)"), folder / "dies.log")
+    supervisor = Supervisor((service("steady", RUN_FOREVER, tmp_path), dies), drain_s=5)
+    thread = started(supervisor)
+    wait_for(lambda: "up" in read(folder, "dies"))
+    (folder / "dies.log").rename(folder / "first.log")
+    (folder / "dies.log").mkdir()  # its output cannot be opened
+    time.sleep(1.2)
+    assert thread.is_alive()
+    (folder / "dies.log").rmdir()
+    wait_for(lambda: "up" in read(folder, "dies"), wait_s=20)
+    assert read(tmp_path, "steady") == "up\n"
+    supervisor.stopping.set()
+    thread.join(10)
