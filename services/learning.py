@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from services.domain import EPOCH, BadRequest, FreshrankError, Metric, Verdict
+from services.domain import EPOCH, BadRequest, FreshrankError, Metric, Verdict, from_us
 from services.items import ItemTable
 from services.memory import MemorySlateLog
 from services.mix import BY_SCORE, Mix
@@ -24,7 +24,7 @@ from services.patience import Patience, Stopped
 from services.ports import LIVE_ITEMS_KEPT, FeatureStore
 from services.processes import AWAY, WATCH_EVERY_S, Progress, unwatched
 from services.recommend import Stages
-from services.retrain import ExamplesT, FittedT, Training, TrainingParts
+from services.retrain import EVENTS_UNTIL, ExamplesT, FittedT, Training, TrainingParts
 from services.settings import Settings
 from services.wiring import Home, build_stages, load_release, now, open_home
 
@@ -48,6 +48,21 @@ def retrain(settings: Settings, progress: Progress = unwatched) -> Verdict:
     """One training run in this process: built, fitted, judged, published, recorded; promoted if the gate says so."""
     with open_home(settings) as home, home.reporter("retrain"):
         return _run(home, _release_parts(home, progress))
+
+
+def has_news(settings: Settings) -> bool:
+    """Whether an event came that the newest release has neither learned nor been judged on; also where nobody knows."""
+    from models.release import ReleaseDamaged, read_manifest
+
+    with open_home(settings) as home:
+        newest = next(iter(home.registry.all()), None)
+        if newest is None:
+            return True
+        try:
+            until_us = read_manifest(Path(newest.path)).notes.get(EVENTS_UNTIL, 0.0)
+        except ReleaseDamaged:
+            return True
+        return bool(home.archive.events_table(from_us(int(until_us)), now(), ("event_id",)).num_rows)
 
 
 def tune_text(settings: Settings, progress: Progress = unwatched, config: TuningConfig | None = None) -> Verdict:
@@ -213,11 +228,11 @@ def run_scheduler(settings: Settings, stopped: Callable[[], bool]) -> None:
     every = timedelta(hours=settings.retrain_every_hours)
 
     def child(name: str) -> ChildCommand:
-        command = (sys.executable, "-m", "services.cli", name, "--json")
+        command = (sys.executable, "-m", "services.cli", *name.split(), "--json")
         return ChildCommand(command, {"FRESHRANK_HOME": str(settings.home)}, settings.train_threads)
 
     def begin() -> RetrainSchedule:
-        schedule = RetrainSchedule(home.engine, every, child("retrain"))
+        schedule = RetrainSchedule(home.engine, every, child("retrain --if-new"))
         if every:
             schedule.start(now() + every)
         return schedule

@@ -11,6 +11,8 @@ from services.ports import ReleaseRegistry
 
 ExamplesT = TypeVar("ExamplesT")
 FittedT = TypeVar("FittedT")
+EVENTS_UNTIL = "events_until_us"
+"""The note of a release that says where the events end that it learned from or was judged on."""
 
 
 class TrainingParts(Protocol[ExamplesT, FittedT]):

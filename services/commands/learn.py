@@ -25,17 +25,29 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: freshrank parity --sample 500 --since 2026-11-01T00:00Z")(parity)
 
 
+IF_NEW = "Only if events came since the newest release was judged, as a scheduled run does."
 Effort = Annotated[str | None, typer.Option(help="Arithmetic budget: demo, normal or full.")]
 
 
-def retrain(context: typer.Context, effort: Effort = None, as_json: Json = False, show_bars: Bars = False) -> None:
+def retrain(
+    context: typer.Context,
+    effort: Effort = None,
+    if_new: Annotated[bool, typer.Option("--if-new", help=IF_NEW)] = False,
+    as_json: Json = False,
+    show_bars: Bars = False,
+) -> None:
     """Train and judge a release.
 
     It is trained on all events but the newest, judged on those, and promoted if it holds.
     """
     from services import learning
 
-    _learn(settings_of(context, "retrain"), effort, as_json, show_bars, learning.retrain)
+    settings = settings_of(context, "retrain")
+    if if_new and not learning.has_news(settings):
+        told = "no event came since the newest release was judged: nothing to learn"
+        answer(as_json, {"release_id": None, "promoted": False, "reason": told}, lambda: say(f"Not trained: {told}"))
+        return
+    _learn(settings, effort, as_json, show_bars, learning.retrain)
 
 
 def tune_text(context: typer.Context, effort: Effort = None, as_json: Json = False, show_bars: Bars = False) -> None:

@@ -50,18 +50,19 @@ def per_list(scores: Numbers, clicked: Flags, offsets: NDArray[np.int64]) -> dic
 
 
 def over_rows(
-    scores: Numbers, chances: Numbers | None, clicked: Flags, offsets: NDArray[np.int64]
+    scores: Numbers, chances: Numbers | None, clicked: Flags, users: NDArray[np.int64]
 ) -> dict[str, Resampled]:
-    """Metrics of all rows at once, resampled by lists. `chances`: where the scores are chances of a click."""
-    lists = len(offsets) - 1
+    """Metrics of all rows at once, resampled by the `users` they were shown to (int64 [M]): rows of one user are no
+    independent evidence. `chances`: where the scores are chances of a click."""
     rows = _Rows(scores, clicked, chances)
-    owner = np.repeat(np.arange(lists), np.diff(offsets))[rows.order]
+    _, owner = np.unique(users[rows.order], return_inverse=True)
+    count = int(owner.max()) + 1
     rng = np.random.default_rng(1)
-    even = np.full(lists, 1.0 / lists)
+    even = np.full(count, 1.0 / count)
     found = rows.measured(np.ones(len(scores)))
     drawn: dict[str, list[float]] = {name: [] for name in found}
     for _ in range(max(RESAMPLES_MIN, min(RESAMPLES_OF_ROWS, ROWS_RESAMPLED // max(len(scores), 1)))):
-        weights = rng.multinomial(lists, even).astype(np.float64)[owner]
+        weights = rng.multinomial(count, even).astype(np.float64)[owner]
         for name, value in rows.measured(weights).items():
             drawn[name].append(value)
     return {name: Resampled(value, np.array(drawn[name])) for name, value in found.items()}

@@ -17,7 +17,7 @@ from services.evaluation.baselines import Scores
 from services.evaluation.cases import COLD_USER_EVENTS, Cases, Histories
 from services.evaluation.clicks import DEPTHS, Flags, over_rows, per_list
 from services.evaluation.files import Data, read_data
-from services.evaluation.intervals import Interval, Resampled, mean_over_seeds, resampled
+from services.evaluation.intervals import Interval, Resampled, by_user, mean_over_seeds, resampled
 from services.evaluation.learned import answers_among, check_before, split, useful, with_clicks
 from services.evaluation.measures import PerCase
 from services.evaluation.run import BASELINES, Line, Means, Report, Wanted, check
@@ -228,12 +228,14 @@ def fresh_rows(events: EventColumns, lists: ShownLists) -> Flags | None:
 def _measured(model: _Scored, lists: ShownLists, rows: Flags) -> dict[str, Resampled]:
     """Every metric of one model on some of the shown items, averaged over the seeds."""
     some = lists.keep(rows)
+    users = some.users[some.owners]
     by_list: list[dict[str, PerCase]] = []
     by_row: list[dict[str, Resampled]] = []
     for made in model.shown:
         scores = made[rows]
-        by_list.append(per_list(scores, some.clicked, some.offsets))
-        by_row.append(over_rows(scores, scores if model.chances else None, some.clicked, some.offsets))
+        of_lists = per_list(scores, some.clicked, some.offsets)
+        by_list.append({name: by_user(each, some.users) for name, each in of_lists.items()})
+        by_row.append(over_rows(scores, scores if model.chances else None, some.clicked, users))
     names = list(by_list[0])
     means = resampled([mean_over_seeds([each[name] for each in by_list]) for name in names]) if names else []
     whole = {name: _over_seeds([each[name] for each in by_row]) for name in by_row[0]}

@@ -24,7 +24,7 @@ from services.bounds import BOUNDED, Bounds
 from services.domain import BadRequest, Metric, ReleaseInfo, ReleaseInvalid, Verdict, from_us, to_us
 from services.items import ItemTable
 from services.ports import LIVE_ITEMS_KEPT, FeatureHistory
-from services.retrain import TrainingParts
+from services.retrain import EVENTS_UNTIL, TrainingParts
 from services.signals import MODEL_FEATURES
 from services.training.chances import chances_of, chances_told, drawn_from_pools
 from services.training.columns import EventColumns
@@ -153,6 +153,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
             "tower_held_out_ndcg": tower.held_out_ndcg,
             "reranker_held_out_ndcg": reranker.held_out_ndcg,
             "reranker_retrieval_ndcg": reranker.retrieval_ndcg,
+            EVENTS_UNTIL: float(examples.judged.until_us),
             **learned.notes(),
         }
         log.info("training_fitted", **notes)

@@ -73,9 +73,18 @@ def test_the_best_threshold_is_that_of_the_best_f1() -> None:
 
 def test_chances_are_judged_by_what_they_promise() -> None:
     clicked = clicks(1, 0, 0, 0)
-    found = over_rows(np.array([2.0, 1.0, 0.0, -1.0]), np.full(4, 0.5), clicked, np.array([0, 2, 4]))
+    found = over_rows(np.array([2.0, 1.0, 0.0, -1.0]), np.full(4, 0.5), clicked, np.array([0, 0, 1, 1]))
     assert found["auc"].value == 1.0
     assert found["pcoc"].value == 2.0  # 4 halves promised, 1 click came
     assert found["brier"].value == 0.25
     assert found["auc"].interval().low <= 1.0
-    assert "pcoc" not in over_rows(np.array([2.0, 1.0, 0.0, -1.0]), None, clicked, np.array([0, 2, 4]))
+    assert "pcoc" not in over_rows(np.array([2.0, 1.0, 0.0, -1.0]), None, clicked, np.array([0, 0, 1, 1]))
+
+
+def test_an_interval_draws_users_with_all_that_they_were_shown() -> None:
+    # Of ann's lists the clicked item always stands first, of bob's never: by users any mean from 0 to 1 is possible.
+    scores, users = np.tile([1.0, 0.0], 100), np.repeat([7, 9], 100)
+    clicked = np.concatenate([np.tile([True, False], 50), np.tile([False, True], 50)])
+    found = over_rows(scores, None, clicked, users)["auc"]
+    assert found.value == 0.5
+    assert (found.interval().low, found.interval().high) == (0.0, 1.0)
