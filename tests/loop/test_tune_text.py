@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from models.tuning import TuningConfig
 from services import wire
+from services.candidates.vectors import ItemVectors
 from services.catalogue.encoders import encoder_of
 from services.cli import app
 from services.domain import BadRequest, Event, ItemChange, ReleaseInfo
@@ -35,6 +36,11 @@ CONSUMERS = ("features", "trends", "archive", "catalogue")
 FAST = TuningConfig(learning_rate=1e-2, warmup_steps=5, batch=128, epochs_max=3, patience=2, pairs_max=1000)
 LEARNED_DAYS = 6
 PATIENCE_S = 60.0
+
+
+def newest(instance: Instance) -> ItemVectors:
+    """The vectors of the release that was built last."""
+    return list(instance._vectors.values())[-1]
 
 
 def until(true: Callable[[], bool], what: str) -> None:
@@ -140,7 +146,7 @@ def test_a_run_that_dies_just_before_it_leaves_the_old_release_as_it_was(
         instance.start()
         try:
             assert instance.stages().release_id == before.release_id
-            assert "late" in instance._vectors[-1].cold_ids
+            assert "late" in newest(instance).cold_ids
         finally:
             instance.stop()
         assert home.text_vectors._encoder.name == encoder_of(Path(before.path))
@@ -154,13 +160,13 @@ def test_encoder_vectors_and_models_go_live_together(settings: Settings) -> None
         instance = Instance(home, MemorySlateLog())
         instance.start()
         try:
-            old = instance._vectors[-1].of(["late"])
+            old = newest(instance).of(["late"])
             verdict = tune_text(settings, config=FAST)
             assert verdict.promoted, verdict.reason
             after = live_of(settings)
             assert after.release_id == verdict.release_id
             until(lambda: instance.stages().release_id == after.release_id, "the new release serves")
-            olds, news = instance._vectors
+            olds, news = instance._vectors.values()
             np.testing.assert_array_equal(olds.of(["late"]), old)
             name = encoder_of(Path(after.path))
             assert name != encoder_of(Path(before.path))
@@ -204,6 +210,6 @@ def test_a_release_of_before_brings_its_encoder_back(settings: Settings) -> None
         instance = Instance(home, MemorySlateLog())
         instance.start()
         try:
-            until(lambda: {"late", "later"} <= set(instance._vectors[-1].cold_ids), "both by the first encoder")
+            until(lambda: {"late", "later"} <= set(newest(instance).cold_ids), "both by the first encoder")
         finally:
             instance.stop()

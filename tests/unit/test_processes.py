@@ -13,6 +13,7 @@ import pytest
 from serving_world import HandRelease
 
 from services import processes, wire
+from services.candidates.vectors import ItemVectors
 from services.catalogue.live import write_parts
 from services.domain import Event, ItemChange, Outgoing, Query, ReleaseInfo, SettingsInvalid, StageUnavailable
 from services.item_parts import VectorPart
@@ -21,6 +22,11 @@ from services.processes import HELD_BACK, Instance, recommend_once, run_consumer
 from services.settings import Settings
 from services.tables import counters, upsert
 from services.wiring import Home, build_stages, now, open_home
+
+
+def newest(instance: Instance) -> ItemVectors:
+    """The vectors of the release that was built last."""
+    return list(instance._vectors.values())[-1]
 
 
 def settings_at(home: Path) -> Settings:
@@ -110,7 +116,19 @@ def test_a_text_vector_that_comes_while_a_release_is_swapped_in_is_in_its_index(
         arrives("before")
         instance._build(ReleaseInfo("new", "", now(), now()), instance.items)
         arrives("after")
-        assert set(instance._vectors[-1].cold_ids) == {"before", "between", "after"}
+        assert set(newest(instance).cold_ids) == {"before", "between", "after"}
+
+
+def test_a_release_that_is_refused_again_and_again_does_not_cost_the_one_that_answers_its_new_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_home(settings_at(tmp_path)) as home:
+        instance = Instance(home, MemorySlateLog())
+        monkeypatch.setattr(processes, "load_release", lambda info, device: NamedRelease())
+        monkeypatch.setattr(type(instance._serving), "release_id", property(lambda _: "answers"))
+        for name in ("answers", "unfit", "unfit", "better"):
+            instance._build(ReleaseInfo(name, "", now(), now()), instance.items)
+        assert list(instance._vectors) == ["answers", "better"]
 
 
 def test_an_order_to_stop_ends_consumers_whose_store_was_away_from_the_start(
