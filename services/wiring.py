@@ -25,6 +25,7 @@ from services.features.namespaces import Definition, LiveView, Namespace, Namesp
 from services.features.places import feast_environment, online_config
 from services.features.rows import Rows
 from services.freshness import Ages, Objective
+from services.inuse import used
 from services.items import ItemTable
 from services.mix import BY_SCORE, Mix
 from services.ports import Bus, Consumer, EventSink, FeatureStore, LogView, SlateLog
@@ -328,11 +329,8 @@ def database_waits(settings: Settings) -> Waits:
 def open_home(settings: Settings) -> Iterator[Home]:
     """An instance's state, closed at the end."""
     settings.home.mkdir(parents=True, exist_ok=True)
-    home = Home(settings)
-    try:
+    with used(settings.home), closing(Home(settings)) as home:
         yield home
-    finally:
-        home.close()
 
 
 def build_stages(

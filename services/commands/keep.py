@@ -65,6 +65,7 @@ def reset(
     """
     from services import wiring
     from services.domain import BadRequest
+    from services.inuse import alone
     from services.settings import without_secrets
     from services.supervisor import RunLock
 
@@ -78,7 +79,7 @@ def reset(
         refuse_strangers(home)
         if not yes and not typer.confirm(f"{everything} will be deleted. Go on?"):
             raise BadRequest("nothing was deleted")
-        with RunLock(home):
+        with RunLock(home), alone(home):
             wiring.forget_elsewhere(settings)
             if database:
                 _drop_tables(settings)

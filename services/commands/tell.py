@@ -48,10 +48,11 @@ def demo(
     Events in, a release trained, a list, three clicks, another list; in a home of its own, wiped first.
     """
     from services.demo.stage import Stage
+    from services.inuse import alone
     from services.supervisor import RunLock
 
     home = _home(context)
-    with RunLock(home):
+    with RunLock(home), alone(home):
         _wipe(home)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through every `with`: no process is left behind
     stage = Stage(home, COMMAND, port)

@@ -55,8 +55,9 @@ def test_a_run_that_is_terminated_is_written_down_and_gives_its_lease_back(tmp_p
 
 
 def test_a_scheduled_run_trains_only_if_events_came_since_the_newest_release_was_judged(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FRESHRANK_HOME", str(tmp_path))
     settings = load_settings(home=tmp_path)
     newest = datetime.now(UTC) - timedelta(hours=1)
     folder = tmp_path / "releases" / "r1"
@@ -75,7 +76,7 @@ def test_a_scheduled_run_trains_only_if_events_came_since_the_newest_release_was
         home.registry.publish(ReleaseInfo("r1", str(folder), newest, newest))
     assert not has_news(settings)
     with pytest.raises(SystemExit) as ended:
-        main(("--home", str(tmp_path), "retrain", "--if-new", "--json"))
+        main(("retrain", "--if-new", "--json"))
     assert not ended.value.code
     assert "no event came since the newest release was judged" in capsys.readouterr().out
     happened(1, newest + timedelta(seconds=1))
