@@ -393,6 +393,6 @@ def forget_elsewhere(settings: Settings) -> None:
         with closing(Home(settings).kafka) as bus:
             bus.forget()
     if settings.online_store == "redis":
-        with open_home(settings) as home:
+        with closing(Home(settings)) as home:  # not as one of many that use it: whoever deletes it is alone with it
             for each in home.rows.namespaces.all():
                 home.rows.store(each.name).forget_online()
