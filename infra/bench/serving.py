@@ -79,7 +79,7 @@ def _caught_up(home: Path, stage: Stage) -> float:
 def _texts_embedded(home: Path, stage: Stage) -> None:
     with open_home(load_settings(home=home)) as opened, opened.engine.connect() as connection:
         cards = sum(opened.view.ends(TOPIC_ITEMS).values())
-        vectors = select(func.count()).select_from(items_live).where(items_live.c.part == "vector")
+        vectors = select(func.count()).select_from(items_live).where(items_live.c.part.startswith("vector"))
         stage.wait_for(lambda: connection.execute(vectors).scalar_one() >= cards, "the text vectors", 600)
 
 
