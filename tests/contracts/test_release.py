@@ -208,3 +208,10 @@ def test_a_directory_is_never_overwritten_and_leaves_nothing_beside_it(fresh: Mo
     with pytest.raises(FileExistsError, match="r1"):
         fresh.save(tmp_path / "r1")
     assert [each.name for each in tmp_path.iterdir()] == ["r1"]
+
+
+def test_a_release_that_cannot_be_written_whole_leaves_nothing_behind(fresh: ModelRelease, tmp_path: Path) -> None:
+    unwritable = replace(fresh, manifest=replace(fresh.manifest, notes={"no number": object()}))  # type: ignore[dict-item]
+    with pytest.raises(TypeError):
+        unwritable.save(tmp_path / "r1")
+    assert list(tmp_path.iterdir()) == []

@@ -148,3 +148,12 @@ def test_the_report_is_kept_and_told(tmp_path: Path) -> None:
     parity.tell(tmp_path)
     assert PARITY_SHARE._value.get() == 0.5
     assert PARITY_LISTS._value.get() == 2
+
+
+@pytest.mark.parametrize("report", ["", '{"share": 0.', "[]", '{"share": 1.0}'])
+def test_a_report_that_cannot_be_read_is_passed_over(tmp_path: Path, report: str) -> None:
+    """The scheduler tells it at its start, and must not end over it."""
+    PARITY_LISTS.set(7)
+    (tmp_path / parity.REPORT).write_text(report)
+    parity.tell(tmp_path)
+    assert PARITY_LISTS._value.get() == 7
