@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PYTEST_WORKERS ?= 3
+# Every process of the product would compile all of it again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test check format bench bench-stream docs clean chaos stack-get stack-up stack-down
 

@@ -28,7 +28,9 @@ SHAPES: dict[Size, tuple[int, int, int, int]] = {
 
 
 FULL_ITEMS = 50_000
-"""Up to so many items a target is told from all of them: the best there is, and what an epoch takes most of."""
+"""Up to so many items a target is told from all of them, which an epoch takes most of."""
+DEMO_FULL_ITEMS, DEMO_NEGATIVES = 4_000, 512
+"""With the effort `demo` a target is told from all of up to so many items, beyond them from so many drawn ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class ModelConfig:
             effort=effort,
             seed=seed,
             block=block,
-            negatives=0 if items <= FULL_ITEMS else 2048,
+            negatives=_negatives_for(items, effort),
             patience=2 if effort == "demo" else 4,
         )
         if events > FEW_EVENTS:
@@ -113,6 +115,12 @@ class ModelConfig:
         told_from = min(rows, self.negatives or rows)
         encoded = min(rows, tokens / max(steps, 1) + 2 * self.negatives) if self.negatives else rows
         return 6.0 * (tokens * per_token + targets * told_from * d + steps * encoded * per_row)
+
+
+def _negatives_for(items: int, effort: Effort) -> int:
+    if effort == "demo":
+        return 0 if items <= DEMO_FULL_ITEMS else DEMO_NEGATIVES
+    return 0 if items <= FULL_ITEMS else 2048
 
 
 def _size_for(events: int) -> Size:

@@ -149,7 +149,7 @@ def fit_reranker(
         network = Reranker(tower.vocabulary.action_count, examples.features.shape[2], config).to(tower.device)
         _standardise(network, fit_on)
         table = torch.from_numpy(tower.vectors).to(tower.device)
-        optimizer = torch.optim.Adam(network.parameters(), lr=config.reranker_learning_rate)
+        optimizer = torch.optim.Adam(network.parameters(), lr=config.reranker_learning_rate, fused=True)
         best, best_state, best_epoch = -1.0, network.state_dict(), 0
         rng = np.random.default_rng(config.seed)
         for epoch in range(config.reranker_epochs_max):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.batches import PLACES_MAX
 from models.config import ModelConfig
+from models.dropout import Dropout
 from models.tower import BUCKETS, time_bucket
 
 PLACE_DROPOUT = 0.1
@@ -123,6 +124,6 @@ def _body(inputs: int, config: ModelConfig) -> nn.Sequential:
     """The network above the attention: linear layers with ReLU (GELU would cost a fifth of a request) and dropout."""
     layers: list[nn.Module] = []
     for hidden in config.reranker_hidden:
-        layers += [nn.Linear(inputs, hidden), nn.ReLU(), nn.Dropout(config.reranker_dropout)]
+        layers += [nn.Linear(inputs, hidden), nn.ReLU(), Dropout(config.reranker_dropout)]
         inputs = hidden
     return nn.Sequential(*layers, nn.Linear(inputs, 1))

@@ -61,14 +61,16 @@ class Stage:
         if self._run is not None and self._run.poll() is not None:
             raise FreshrankError(f"`freshrank run` ended with code {self._run.returncode}: {self.tail()}")
 
-    def wait_for(self, fact: Callable[[], bool], what: str, wait_s: float = START_S_MAX) -> None:
-        """Wait until a fact holds. Raises FreshrankError when it does not come true in time."""
+    def wait_for(
+        self, fact: Callable[[], bool], what: str, wait_s: float = START_S_MAX, look_s: float = LOOK_S
+    ) -> None:
+        """Wait until a fact holds, looking every `look_s`. Raises FreshrankError when it does not come true in time."""
         until = time.monotonic() + wait_s
         while not fact():
             self.check()
             if time.monotonic() > until:
                 raise FreshrankError(f"{what} did not come within {wait_s:.0f} s: {self.tail()}")
-            time.sleep(LOOK_S)
+            time.sleep(look_s)
 
     def url(self) -> str:
         """Where the API answers; waits until it does."""

@@ -144,8 +144,8 @@ def _pairs(
 def _strongest(
     rows: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[np.float64], per_item: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """The strongest `per_item` of each row, ties to the lower column."""
-    order = np.lexsort((columns, -weights, rows))
+    """The strongest `per_item` of each row, ties to the lower column. Pairs come in the order of their columns."""
+    order = np.lexsort((-weights, rows))
     rows, columns, weights = rows[order], columns[order], weights[order]
     kept = np.arange(len(rows)) - np.searchsorted(rows, rows, side="left") < per_item
     return rows[kept], columns[kept], weights[kept]

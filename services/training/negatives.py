@@ -9,19 +9,25 @@ wrong thing (that what nobody proposes is liked): its caller leaves it out.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.batched import in_this_thread
 from models.batches import Prefixes
 from services.domain import DAY_US, HOUR_US
 from services.items import ItemTable
+from services.sharing import shared, shares_of
 from services.training.examples import Candidates, Corpus, RequestRows, Requests
 from services.training.together import Together, strength_of
 
 TowerScores = Callable[[Prefixes], NDArray[np.float32]]
 """Scores of every row of the vocabulary for B histories: [B, V]."""
+
+Drawn = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
+"""Rows, the tower's score and the strength of co-visits [R, 1 + drawn], and how many stood in the pool [R]."""
 
 TREND_STEP_US = HOUR_US
 
@@ -35,63 +41,79 @@ class Pools:
     covisits: int = 40
     newest: int = 20
     drawn: int = 36
-    uniform: int = 0
     batch: int = 256
 
 
 def draw_candidates(
-    corpus: Corpus,
-    items: ItemTable,
-    requests: Requests,
-    known: RequestRows,
-    scores_of: TowerScores,
-    pools: Pools,
-    seed: int,
-) -> tuple[Candidates, NDArray[np.int64]]:
-    """Candidates [R, 1 + drawn + uniform] with the target first and row 0 where there was nothing left to draw, and
-    how many stood in the pool, 0 where the target did not [R]. Requests must be in time order."""
-    rng = np.random.default_rng(seed)
-    width = 1 + pools.drawn + pools.uniform
-    rows = np.zeros((len(requests), width), dtype=np.int64)
-    score = np.zeros((len(requests), width), dtype=np.float32)
-    strength = np.zeros((len(requests), width), dtype=np.float32)
-    reached = np.zeros(len(requests), dtype=np.int64)
-    trends, together = Trends(corpus, pools.trending), Together(corpus)
-    starts = together.starts(known.users)
-    newest = _Newest(corpus, items, pools.newest)
-    taken = _Taken(corpus)
-    for start in range(0, len(requests), pools.batch):
-        places = np.arange(start, min(start + pools.batch, len(requests)))
-        scores = scores_of(known.prefixes.take(places))
-        for n, place in enumerate(places.tolist()):
-            now_us, target = int(requests.asked_us[place]), int(requests.target_rows[place])
-            mask = np.ones(len(corpus.vocabulary), dtype=np.bool_)
-            mask[taken.of(int(requests.user_codes[place]), now_us)] = False
-            mask[0] = False
-            led, how = together.of(starts[place], now_us)
-            pool = np.concatenate([
-                _best(scores[n], mask, pools.tower),
-                trends.at(now_us),
-                led[np.argsort(-how, kind="stable")[: pools.covisits]],
-                newest.at(now_us),
-            ])  # fmt: skip
-            pool = np.unique(pool[mask[pool]])
-            reached[place] = len(pool) if target in pool else 0
-            chosen = _drawn(rng, pool, target, pools, mask)
-            rows[place, 0], score[place, 0] = target, scores[n, target]
-            rows[place, 1 : 1 + len(chosen)], score[place, 1 : 1 + len(chosen)] = chosen, scores[n, chosen]
-            strength[place] = strength_of(rows[place], led, how)
+    corpus: Corpus, items: ItemTable, requests: Requests, known: RequestRows, scores_of: TowerScores, pools: Pools,
+    seed: int, processes: int = 1,
+) -> tuple[Candidates, NDArray[np.int64]]:  # fmt: skip
+    """Candidates [R, 1 + drawn] with the target first and row 0 where there was nothing left to draw, and how many
+    stood in the pool, 0 where the target did not [R]. Requests must be in time order. Among `processes` they are shared
+    out, and what is drawn is the same."""
+    proposals = _Proposals(corpus, items, requests, known, scores_of, pools, seed)
+    batches = -(-len(requests) // pools.batch)
+    shares = shares_of(len(requests), min(processes, batches))
+    ends = [min(len(requests), batches * share // shares * pools.batch) for share in range(shares + 1)]
+    with in_this_thread() if shares > 1 else nullcontext():
+        found = shared(shares, lambda share: proposals.drawn(ends[share], ends[share + 1]))
+    rows, score, strength, reached = (np.concatenate(each) for each in zip(*found, strict=True))
     return Candidates(rows, score, strength), reached
 
 
-def _drawn(
-    rng: np.random.Generator, pool: NDArray[np.int64], target: int, pools: Pools, mask: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    others = pool[pool != target]
-    chosen = rng.permutation(others)[: pools.drawn]
-    uniform = rng.integers(1, len(mask), size=pools.uniform)
-    uniform = np.unique(uniform[mask[uniform] & (uniform != target) & ~np.isin(uniform, chosen)])
-    return np.concatenate([chosen, uniform])
+class _Proposals:
+    """What serving would propose at each request, worked through in time order."""
+
+    def __init__(
+        self, corpus: Corpus, items: ItemTable, requests: Requests, known: RequestRows, scores_of: TowerScores,
+        pools: Pools, seed: int,
+    ) -> None:  # fmt: skip
+        self._requests, self._known, self._scores_of = requests, known, scores_of
+        self._pools, self._seed, self._width = pools, seed, len(corpus.vocabulary)
+        self._trends, self._together = Trends(corpus, pools.trending), Together(corpus)
+        self._starts = self._together.starts(known.users)
+        self._newest = _Newest(corpus, items, pools.newest)
+        self._taken = _Taken(corpus)
+
+    def drawn(self, first: int, last: int) -> Drawn:
+        """Of the requests from `first` to before `last`; `first` is the beginning of a batch."""
+        requests, pools = self._requests, self._pools
+        shape = last - first, 1 + pools.drawn
+        rows, reached = np.zeros(shape, dtype=np.int64), np.zeros(last - first, dtype=np.int64)
+        score, strength = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+        self._trends.pass_over(requests.asked_us[:first])
+        self._together.pass_over(requests.asked_us[:first])
+        for start in range(first, last, pools.batch):
+            places = np.arange(start, min(start + pools.batch, last))
+            scores = self._scores_of(self._known.prefixes.take(places))
+            for n, place in enumerate(places.tolist()):
+                target, row = int(requests.target_rows[place]), place - first
+                pool, led, how = self._pool(place, scores[n])
+                reached[row] = len(pool) if target in pool else 0
+                # Chance by the request, so that it does not depend on who works on it.
+                rng = np.random.default_rng([self._seed, place])
+                chosen = rng.permutation(pool[pool != target])[: pools.drawn]
+                rows[row, 0], score[row, 0] = target, scores[n, target]
+                rows[row, 1 : 1 + len(chosen)], score[row, 1 : 1 + len(chosen)] = chosen, scores[n, chosen]
+                strength[row] = strength_of(rows[row], led, how)
+        return rows, score, strength, reached
+
+    def _pool(
+        self, place: int, scores: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """The rows that all sources propose, and the rows that co-visits lead to with how strongly they do."""
+        now_us, pools = int(self._requests.asked_us[place]), self._pools
+        mask = np.ones(self._width, dtype=np.bool_)
+        mask[self._taken.of(int(self._requests.user_codes[place]), now_us)] = False
+        mask[0] = False
+        led, how = self._together.of(self._starts[place], now_us)
+        pool = np.concatenate([
+            _best(scores, mask, pools.tower),
+            self._trends.at(now_us),
+            led[np.argsort(-how, kind="stable")[: pools.covisits]],
+            self._newest.at(now_us),
+        ])  # fmt: skip
+        return np.unique(pool[mask[pool]]), led, how
 
 
 def _best(scores: NDArray[np.float32], mask: NDArray[np.bool_], limit: int) -> NDArray[np.int64]:
@@ -126,6 +148,13 @@ class Trends:
             merged = merged[self._counts[1][merged] > 0]
             self._best = merged[: self._limit]
         return self._best
+
+    def pass_over(self, times_us: NDArray[np.int64]) -> None:
+        """Stand where being asked at these times would have led."""
+        for hour_us in np.unique(times_us // TREND_STEP_US * TREND_STEP_US).tolist():
+            if hour_us > self._hour_us:
+                self._advance(hour_us)
+        self._best = None
 
     def _advance(self, hour_us: int) -> None:
         first, last = np.searchsorted(self._times, [self._hour_us, hour_us])

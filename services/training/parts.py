@@ -262,7 +262,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         self._progress(1, 3, "candidates of the requests")
         pools = Pools(batch=max(1, min(256, LOGITS_MAX // len(corpus.vocabulary))))
         drawn, reached = draw_candidates(
-            corpus, examples.items, requests, known, _scores_of(tower), pools, choices.seed
+            corpus, examples.items, requests, known, _scores_of(tower), pools, choices.seed, self._processes()
         )
         self._progress(2, 3, "features of the candidates, point-in-time")
         log.info("training_requests", requests=len(requests), reached=round(float((reached > 0).mean()), 4))

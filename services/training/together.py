@@ -37,6 +37,17 @@ class Together:
             found.append(by_code[newest])
         return found
 
+    def pass_over(self, times_us: NDArray[np.int64]) -> None:
+        """Stand where being asked at these (rising) times would have led."""
+        until_us, place = self._until_us, 0
+        while True:
+            place += int(np.searchsorted(times_us[place:], until_us + self._step_us))
+            if place == len(times_us):
+                break
+            until_us = int(times_us[place])
+        if until_us > self._until_us:
+            self._work_out(until_us)
+
     def of(self, starts: NDArray[np.int64], now_us: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The rows that `starts` (newest first) lead to and how strongly, as `ItemTable.together` has it. Times must
         not fall by more than a step."""

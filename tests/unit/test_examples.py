@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from training_world import RULES, START_US, columns, item_table, unrelated
 from models.batches import Prefixes
 from services.domain import DAY_US, HOUR_US
 from services.ports import FeatureHistory
+from services.sharing import SHARE_MIN
 from services.signals import MODEL_FEATURES, RANKING_FEATURES, UserRows, item_features, ranking_features
 from services.training.columns import EventColumns, columns_of_rows
 from services.training.cutoff import covisits
@@ -183,6 +186,22 @@ def test_candidates_follow_the_seed() -> None:
     ]
     assert (drawn[0] == drawn[1]).all()
     assert (drawn[0] != drawn[2]).any()
+
+
+def test_processes_that_share_the_requests_draw_what_one_alone_draws() -> None:
+    events = unrelated()
+    corpus, requests, known = made(events, EventsHistory(events))
+    assert len(requests) >= 3 * SHARE_MIN
+    alone, together = (
+        draw_candidates(
+            corpus, item_table(events), requests, known, lambda p: flat(p, len(corpus.vocabulary)),
+            Pools(tower=5, batch=8), 1, processes,
+        )
+        for processes in (1, 3)
+    )  # fmt: skip
+    np.testing.assert_equal(astuple(together[0]), astuple(alone[0]))
+    np.testing.assert_equal(together[1], alone[1])
+    assert (alone[0].together > 0).any()
 
 
 def test_trends_know_nothing_of_the_running_hour() -> None:

@@ -11,7 +11,7 @@ from model_world import TINY
 
 from models.batches import Prefixes
 from models.blocks import BLOCKS, HIDDEN, Hstu, Ligr, Sasrec
-from models.config import BLOCK_NAMES, ModelConfig
+from models.config import BLOCK_NAMES, Effort, ModelConfig
 from models.device import half_precision
 from models.items import ItemEncoder, TextBasis
 from models.tower import QUERIES_AT_ONCE, UserTower, looked_up, time_bucket
@@ -209,6 +209,14 @@ def test_the_size_of_the_data_chooses_that_of_the_tower_unless_it_is_chosen() ->
     assert shape(100_000, size="large") == ("ligr", 128, 4)
     assert shape(10_000_000, size="small", block="sasrec") == ("sasrec", 64, 1)
     assert shape(1_000_000, block="hstu") == ("hstu", 64, 4)
+
+
+def test_a_target_is_told_from_drawn_items_where_all_would_take_too_long() -> None:
+    def negatives(items: int, effort: Effort) -> int:
+        return ModelConfig.for_data(100_000, items, effort).negatives
+
+    assert [negatives(items, "normal") for items in (50_000, 50_001)] == [0, 2048]
+    assert [negatives(items, "demo") for items in (4_000, 4_001, 50_001)] == [0, 512, 512]
 
 
 def test_an_item_never_seen_stands_where_its_text_does() -> None:
