@@ -10,7 +10,7 @@ import torch
 from model_world import ITEMS, TEXTS, TINY, VOCABULARY, checkerboard
 
 from models.batches import PLACES_MAX, RankingExamples
-from models.fit import fit_reranker, fit_tower
+from models.fit import Averaged, fit_reranker, fit_tower
 from models.reranker import Reranker
 
 FEATURES = 3
@@ -33,6 +33,26 @@ def _inputs(history: int = 3, candidates: int = 4) -> list[torch.Tensor]:
         torch.randn(1, candidates, FEATURES, generator=generator),
         torch.randn(1, candidates, generator=generator),
     ]
+
+
+def test_what_is_kept_of_a_fit_is_an_average_of_its_last_steps() -> None:
+    network = _network()
+    averaged = Averaged(network)
+    start = network.null.detach().clone()
+    with torch.no_grad():
+        network.null += 1.0
+        averaged.follow(network)
+        network.null += 1.0
+        averaged.follow(network)
+    # Of itself it keeps 2/11 at the first step: 9/11 of the way to 1. Then 3/12 of that, and 9/12 of 2.
+    expected = 0.25 * 9 / 11 + 0.75 * 2
+    assert torch.allclose(averaged.network.null, start + expected, atol=1e-5)
+    assert torch.equal(averaged.network.query.weight, network.query.weight)
+    averaged.steps = 10_000
+    with torch.no_grad():
+        network.null += 1.0
+        averaged.follow(network)
+    assert torch.allclose(averaged.network.null, start + 0.99 * expected + 0.01 * 3, atol=1e-5)
 
 
 def test_a_candidate_sees_the_history_and_itself_and_nothing_else() -> None:
