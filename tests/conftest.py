@@ -1,4 +1,4 @@
-"""What every test gets: log lines that go where the test's own output goes, whatever a test before it has set."""
+"""What every test gets: settings and log lines that no test before it has set."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 pytest_plugins = ["live_stack", "databases"]
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_this_test() -> Iterator[None]:
+    """A command that runs in this process leaves the home it was given in the environment."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("FRESHRANK_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("FRESHRANK_")]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

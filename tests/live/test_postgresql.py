@@ -137,7 +137,10 @@ def test_a_connection_that_was_cut_is_replaced_unseen(database_url: str) -> None
     engine = engine_of(database_url, Waits(pool_max=1))
     assert answers(engine)
     with psycopg.connect(database_url, autocommit=True) as other:
-        other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'freshrank'")
+        other.execute(  # of this test's database: others have connections of that name, too
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'freshrank' AND datname = current_database()"
+        )
     assert answers(engine)
     engine.dispose()
 
