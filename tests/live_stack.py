@@ -30,7 +30,7 @@ CANNOT_BE_HAD = 3
 MISSING = "live servers cannot be had: "
 FIXTURES = {"kafka_servers", "redis_url", "database_url", "live_stack", "own_stack"}
 BRIEF = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-"""A broker of the tests does not live long enough to earn what starting it faster saves: half of 10 s of a core."""
+"""A broker of the tests does not live long: 4.2 s of processor time until it answers instead of 7.5."""
 START_S = 300
 """The jars and packages are fetched in this time, too, the first time."""
 
