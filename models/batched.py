@@ -14,6 +14,7 @@ import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from models.batches import History
@@ -69,21 +70,25 @@ def reranked(release: ModelRelease, asked: Sequence[Asked]) -> list[NDArray[np.f
 
 
 def one_thread() -> None:
-    """From now on forwards and searches of this process stay in the thread that asks: copies of it may be made then."""
+    """From now on forwards, products and searches of this process stay in the thread that asks: copies of it may be
+    made then, and for small ones threads mostly wait for each other (ten times as long beside a busy process)."""
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
+    threadpool_limits(1, user_api="blas")
 
 
 @contextmanager
 def in_this_thread() -> Iterator[None]:
-    """Within, forwards and searches stay in the thread that asks: for small ones threads mostly wait for each other."""
+    """`one_thread` within, and as before behind."""
     threads, searching = torch.get_num_threads(), faiss.omp_get_max_threads()
-    one_thread()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        faiss.omp_set_num_threads(searching)
+    with threadpool_limits(1, user_api="blas"):
+        torch.set_num_threads(1)
+        faiss.omp_set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            faiss.omp_set_num_threads(searching)
 
 
 def _alike(lengths: Sequence[int], sizes: Sequence[int], at_once: int) -> Iterator[list[int]]:

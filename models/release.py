@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from models.config import ModelConfig
 from models.device import pick_device
 from models.index import FaissIndex, Found
 from models.items import ItemEncoder, TextBasis
+from models.quick import QuickReranker, QuickTower
 from models.reranker import Reranker
 from models.tower import UserTower
 from models.vocabulary import Vocabulary
@@ -95,6 +96,13 @@ class ModelRelease:
     index: FaissIndex
     networks: Networks
     device: torch.device
+    _quick: tuple[QuickTower, QuickReranker] | None = field(init=False, repr=False, compare=False)
+    """What answers one question, where the networks are on a CPU."""
+
+    def __post_init__(self) -> None:
+        on_cpu = self.device.type == "cpu"
+        quick = (QuickTower(self.networks.tower), QuickReranker(self.networks.reranker)) if on_cpu else None
+        object.__setattr__(self, "_quick", quick)
 
     @property
     def release_id(self) -> str:
@@ -124,6 +132,8 @@ class ModelRelease:
     def user_vector(self, history: History, now_s: int) -> NDArray[np.float32]:
         """What a user wants now, by their newest events (a stranger has a vector too). [D], length 1."""
         history = self.newest(history)
+        if self._quick is not None:
+            return self._quick[0].newest(history.vectors, history.actions, history.times_s, now_s)
         with torch.inference_mode():
             vectors, actions, times_s, real = self._history(history)
             now = torch.tensor([now_s], device=self.device)
@@ -198,13 +208,18 @@ class ModelRelease:
         assert features.shape == shape, f"features {features.shape}, not {shape}"
         if not self.manifest.rerank:
             return self.manifest.retrieval_chances.chances(retrieval_score)
+        newest = [self.newest(each) for each in histories]
+        if self._quick is not None and len(newest) == 1:
+            only, rows = newest[0], (features[0], retrieval_score[0])
+            found = self._quick[1].logits(only.vectors, only.actions, now_s - only.times_s, candidate_vectors, *rows)
+            return self.manifest.chances.chances(found[None])
         with torch.inference_mode():
-            vectors, actions, times_s, real = self._padded([self.newest(each) for each in histories])
+            vectors, actions, times_s, real = self._padded(newest)
             candidates = self._one(candidate_vectors).expand(shape[0], -1, -1)
             logits = self.networks.reranker(
                 vectors, actions, now_s - times_s, real, candidates, self._all(features), self._all(retrieval_score)
             )
-            found: NDArray[np.float32] = logits.cpu().numpy()
+            found = logits.cpu().numpy()
         return self.manifest.chances.chances(found)
 
     def attention(self, history: History, now_s: int, candidate_vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,17 +10,16 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from operator import itemgetter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.vocabulary import OrZero
 from services.domain import SECOND_US, UserState, hash64
+from services.item_columns import CLICKS, NEVER_US, CountsRows, ItemColumns, highest
 from services.item_parts import PARTS, CardPart, CovisitsPart, ItemChanged, Payload, StatsPart, VectorPart
 from services.signals import (
     CATEGORIES_MAX,
-    COUNTS_WIDTH,
     TOGETHER_PER_START,
     TOGETHER_STARTS,
     HistoryBlock,
@@ -30,35 +29,26 @@ from services.signals import (
     history_arrays,
 )
 
-NEVER_US = 2**62
 RANKING_KEPT_US = 60 * SECOND_US
 
 
-@dataclass(frozen=True, slots=True)
-class _CountsRows:
-    """The counts of n parts: float32 [n, COUNTS_WIDTH], their stamps and times of writing int64 [n]."""
+@dataclass(slots=True)
+class Lead:
+    """How strongly co-visits lead to an item, in all and from where most strongly, and from where that is."""
 
-    counts: NDArray[np.float32]
-    at_us: NDArray[np.int64]
-    written_us: NDArray[np.int64]
-
-    @staticmethod
-    def of(parts: Sequence[StatsPart]) -> _CountsRows:
-        return _CountsRows(
-            np.array([each.counts for each in parts], dtype=np.float32).reshape(-1, COUNTS_WIDTH),
-            np.array([each.at_us for each in parts], dtype=np.int64),
-            np.array([each.written_us for each in parts], dtype=np.int64),
-        )
+    total: float
+    strongest: float
+    origin: str
 
 
-class ItemTable:
+class ItemTable(ItemColumns):
     """Cards, counts, co-visits and text vectors of all items, by slot."""
 
     def __init__(self, listed_only: bool = False) -> None:
-        self._listed_only = listed_only  # an item known from events alone is not shown
+        super().__init__(listed_only)
         self._lock = threading.RLock()
         self._ids: list[str] = [""]
-        self._slots: dict[str, int] = {"": 0}
+        self._slots = OrZero({"": 0})
         self._titles: list[str] = [""]
         self._category_names: list[str] = [""]
         self._category_numbers: dict[str, int] = {"": 0}
@@ -66,8 +56,7 @@ class ItemTable:
         self._vectors: dict[str, dict[int, tuple[int, NDArray[np.float32]]]] = {}  # by encoder: number and vector
         self._vectors_new: list[tuple[str, str]] = []
         self._ranked: dict[tuple[str, int], tuple[int, NDArray[np.int64]]] = {}
-        self._allocate(1024)
-        self._led: tuple[UserState | None, int, dict[str, tuple[float, str]]] = (None, 0, {})
+        self._led: tuple[UserState | None, int, dict[str, Lead]] = (None, 0, {})
         self.as_of = 0
         self.as_of_us = 0  # when the newest counts in here were written
         self._counted_us = 0  # when the newest of them were true
@@ -79,7 +68,7 @@ class ItemTable:
         is harmless."""
         changes = list(changes)
         counted = sorted((each for each in changes if isinstance(each.payload, StatsPart)), key=lambda each: each.seq)
-        counts = _CountsRows.of([each.payload for each in counted if isinstance(each.payload, StatsPart)])
+        counts = CountsRows.of([each.payload for each in counted if isinstance(each.payload, StatsPart)])
         with self._lock:
             for change in changes:
                 slot = self._slot_made(change.item_id)
@@ -168,26 +157,28 @@ class ItemTable:
         part = self._covisits.get(self._slots.get(item_id, 0))
         return tuple(zip(part.item_ids, part.weights, strict=True)) if part else ()
 
-    def together(self, user: UserState) -> dict[str, tuple[float, str]]:
-        """Where the co-visits of the user's newest positive items lead: how strongly in all, and from which of them
-        most strongly. What was taken last leads furthest. A request asks twice, for candidates and for features."""
+    def together(self, user: UserState) -> dict[str, Lead]:
+        """Where the co-visits of the user's newest positive items lead. What was taken last leads furthest. A request
+        asks twice, for candidates and for features."""
         asked, as_of, led = self._led
         if asked is user and as_of == self.as_of:
             return led
         as_of = self.as_of
         starts = dict.fromkeys(event.item_id for event in user.events if event.weight > 0)
-        found: dict[str, tuple[float, str]] = {}
-        strongest: dict[str, float] = {}
+        found: dict[str, Lead] = {}
         for place, start in enumerate(islice(starts, TOGETHER_STARTS)):
             part = self._covisits.get(self._slots.get(start, 0))
             if part is None:
                 continue
             for item_id, weight in zip(part.item_ids[:TOGETHER_PER_START], part.weights, strict=False):
                 share = weight / (1 + place)
-                total, origin = found.get(item_id, (0.0, start))
-                if share > strongest.get(item_id, 0.0):
-                    strongest[item_id], origin = share, start
-                found[item_id] = (total + share, origin)
+                lead = found.get(item_id)
+                if lead is None:
+                    found[item_id] = Lead(share, share, start)
+                    continue
+                lead.total += share
+                if share > lead.strongest:
+                    lead.strongest, lead.origin = share, start
         self._led = (user, as_of, found)
         return found
 
@@ -253,28 +244,19 @@ class ItemTable:
         All counts decay alike, so their order is the one of the newest of them: where nobody has come for years they
         are too small to be told apart, and what was wanted last is still what to show.
         """
-        with self._lock:  # both rankings of the same moment: an item that comes between them would part their lengths
-            told_us = min(now_us, self._counted_us)
-            day = self._ranking("clicks_24h", limit, now_us, lambda: self._clicks(now_us, told_us, 4))
-            week = self._ranking("clicks_7d", limit, now_us, lambda: self._clicks(now_us, told_us, 5))
-            in_turn = np.stack([day, week], axis=1).ravel()
-            merged = in_turn[np.sort(np.unique(in_turn, return_index=True)[1])][:limit]
-            wanted, counts = (
-                decayed(self._counts[merged], self._counts_at_us[merged], at_us)[:, 4:6].sum(axis=1)
-                for at_us in (told_us, now_us)
-            )
-            kept = self._servable(now_us, merged) & (wanted > 0)
+        with self._lock:
+            slots = self._ranking("trending", limit, now_us, lambda: self._in_turn(now_us, limit))
+            slots = slots[self._servable(now_us, slots)]
+            counts = decayed(self._counts[slots], self._counts_at_us[slots], now_us)[:, CLICKS].sum(axis=1)
             ids = self._ids
-            return tuple(
-                (ids[slot], count) for slot, count in zip(merged[kept].tolist(), counts[kept].tolist(), strict=True)
-            )
+            return tuple((ids[slot], count) for slot, count in zip(slots.tolist(), counts.tolist(), strict=True))
 
     def newest(self, now_us: int, limit: int) -> tuple[tuple[str, float], ...]:
         """Servable items with the newest birth (published, else the first card), and that time in µs."""
 
-        def births() -> NDArray[np.float64]:
+        def births() -> NDArray[np.int64]:
             born = self._born_us[: len(self._ids)].astype(np.float64)
-            return np.where(self._servable(now_us, slice(0, len(self._ids))), born, 0.0)
+            return highest(born, self._servable(now_us, slice(0, len(born))) & (born > 0), limit)
 
         with self._lock:
             slots = self._ranking("newest", limit, now_us, births)
@@ -284,19 +266,24 @@ class ItemTable:
     # ------------------------------------------------------------------------------------------ inside
 
     def _ranking(
-        self, name: str, limit: int, now_us: int, keys: Callable[[], NDArray[np.float64]]
+        self, name: str, limit: int, now_us: int, ranked_now: Callable[[], NDArray[np.int64]]
     ) -> NDArray[np.int64]:
-        """The slots with the highest keys, ties by slot; kept until a change that matters, at most for
-        RANKING_KEPT_US."""
-        with self._lock:
-            period, ranked = self._ranked.get((name, limit), (-1, None))
-            if ranked is None or period != now_us // RANKING_KEPT_US:
-                values = keys()
-                values[0] = -1.0
-                top = np.argpartition(-values, min(limit, len(values) - 1))[: limit + 1]
-                ranked = top[np.lexsort((top, -values[top]))][:limit].astype(np.int64)
-                self._ranked[(name, limit)] = (now_us // RANKING_KEPT_US, ranked)
-            return ranked
+        """A ranking's slots; kept until a change that matters, at most for RANKING_KEPT_US."""
+        period, ranked = self._ranked.get((name, limit), (-1, None))
+        if ranked is None or period != now_us // RANKING_KEPT_US:
+            ranked = ranked_now()
+            self._ranked[(name, limit)] = (now_us // RANKING_KEPT_US, ranked)
+        return ranked
+
+    def _in_turn(self, now_us: int, limit: int) -> NDArray[np.int64]:
+        """The slots of the 24 h and the 7 d ranking, taken in turn."""
+        told_us, used = min(now_us, self._counted_us), len(self._ids)
+        allowed = self._servable(now_us, slice(0, used))
+        both = np.stack([highest(self._clicks(told_us, n), allowed, limit) for n in range(2)], axis=1).ravel()
+        merged = both[np.sort(np.unique(both, return_index=True)[1])][:limit]
+        counts = decayed(self._counts[merged], self._counts_at_us[merged], told_us)
+        slots: NDArray[np.int64] = merged[counts[:, CLICKS].sum(axis=1) > 0]
+        return slots
 
     def _forget_rankings(self, changed: set[type[Payload]]) -> None:
         """A card may matter to every ranking, counts to those of clicks, the others to none."""
@@ -305,22 +292,16 @@ class ItemTable:
         elif StatsPart in changed:
             self._ranked = {kept: ranked for kept, ranked in self._ranked.items() if kept[0] == "newest"}
 
-    def _clicks(self, now_us: int, told_us: int, column: int) -> NDArray[np.float64]:
+    def _clicks(self, told_us: int, which: int) -> NDArray[np.float64]:
+        """What puts all slots in the order of their clicks over 24 h (0) or 7 d (1) at a moment."""
         used = len(self._ids)
-        counts = decayed_column(self._counts[:used], self._counts_at_us[:used], told_us, column).astype(np.float64)
-        return np.where(self._servable(now_us, slice(0, used)), counts, 0.0)
-
-    def _servable(self, now_us: int, slots: NDArray[np.int64] | slice) -> NDArray[np.bool_]:
-        allowed: NDArray[np.bool_] = (
-            self._shown[slots] & (self._expires_us[slots] > now_us) & (self._published_us[slots] <= now_us)
-        )
-        return allowed
+        if told_us >= self._counted_us:
+            return self._click_keys[:used, which]
+        counts, at_us = self._counts[:used], self._counts_at_us[:used]  # some of them come later than that
+        return decayed_column(counts, at_us, told_us, CLICKS.start + which).astype(np.float64)
 
     def _slots_of(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
-        try:  # all known, as they mostly are: one call for all of them
-            return np.array(itemgetter(*item_ids)(self._slots), dtype=np.int64).reshape(len(item_ids))
-        except (KeyError, TypeError):  # an unknown one among them, or none asked
-            return np.array([self._slots.get(item_id, 0) for item_id in item_ids], dtype=np.int64)
+        return np.fromiter(map(self._slots.__getitem__, item_ids), dtype=np.int64, count=len(item_ids))
 
     def _item_hash(self, item_ids: Sequence[str], slots: NDArray[np.int64]) -> NDArray[np.int64]:
         hashes = self._hashes[slots]
@@ -328,7 +309,7 @@ class ItemTable:
             hashes[place] = hash64(item_ids[place])
         return hashes
 
-    def _apply_counts(self, changes: Sequence[ItemChanged], rows: _CountsRows) -> None:
+    def _apply_counts(self, changes: Sequence[ItemChanged], rows: CountsRows) -> None:
         """All of them in a few strokes, however many a flush of trends has touched; an item's later row comes later."""
         column = PARTS.index(StatsPart)
         slots = np.array([self._slots[change.item_id] for change in changes], dtype=np.int64)
@@ -336,8 +317,7 @@ class ItemTable:
         newer = seqs >= self._seqs[slots, column]
         slots = slots[newer]
         self._seqs[slots, column] = seqs[newer]
-        self._counts[slots] = rows.counts[newer]
-        self._counts_at_us[slots] = rows.at_us[newer]
+        self._set_counts(slots, rows.counts[newer], rows.at_us[newer])
         self._counted_us = max(self._counted_us, int(rows.at_us[newer].max(initial=0)))
         self.as_of_us = max(self.as_of_us, int(rows.written_us[newer].max(initial=0)))
 
@@ -371,27 +351,3 @@ class ItemTable:
             self._titles.append("")
             self._hashes[slot] = hash64(item_id)
         return slot
-
-    def _allocate(self, size: int) -> None:
-        self._hashes = np.zeros(size, dtype=np.int64)
-        self._seqs = np.zeros((size, len(PARTS)), dtype=np.int64)
-        self._counts = np.zeros((size, COUNTS_WIDTH), dtype=np.float32)
-        self._counts_at_us = np.zeros(size, dtype=np.int64)
-        self._published_us = np.zeros(size, dtype=np.int64)
-        self._expires_us = np.full(size, NEVER_US, dtype=np.int64)
-        self._born_us = np.zeros(size, dtype=np.int64)
-        self._shown = np.full(size, not self._listed_only, dtype=np.bool_)
-        self._categories = np.zeros((size, CATEGORIES_MAX), dtype=np.int32)
-
-    def _grow(self) -> None:
-        old = self._arrays()
-        used = len(self._hashes)
-        self._allocate(used * 2)
-        for before, after in zip(old, self._arrays(), strict=True):
-            after[:used] = before
-
-    def _arrays(self) -> tuple[NDArray[Any], ...]:
-        return (
-            self._hashes, self._seqs, self._counts, self._counts_at_us, self._published_us,
-            self._expires_us, self._born_us, self._shown, self._categories,
-        )  # fmt: skip

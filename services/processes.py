@@ -245,10 +245,10 @@ class Instance:
 
     def start(self) -> None:
         """Runtime."""
-        import torch
+        from models.batched import one_thread
 
         check_device(self.settings.device)
-        torch.set_num_threads(1)  # one request is small: more threads only wait for each other
+        one_thread()
         self._serving.start()
         if self._queue is not None:  # not for one answer at the command line
             self._spool.start()

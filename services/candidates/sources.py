@@ -63,9 +63,9 @@ class CovisitSource:
         if not _is_open(query):
             return ()
         found = self.items.together(user)
-        best = sorted(((i, strength) for i, (strength, _) in found.items()), key=lambda each: (-each[1], each[0]))
-        kept = _kept(self.items, query, user, best, self.limit)
-        return tuple(Candidate(i, self.name, s, rank, found[i][1]) for rank, (i, s) in enumerate(kept))
+        best = sorted(sorted(found), key=lambda item_id: found[item_id].total, reverse=True)
+        kept = _kept(self.items, query, user, [(i, found[i].total) for i in best], self.limit)
+        return tuple(Candidate(i, self.name, s, rank, found[i].origin) for rank, (i, s) in enumerate(kept))
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class _Deferred(ModelRelease):
 
     @staticmethod
     def of(release: ModelRelease) -> _Deferred:
-        parts: dict[str, Any] = {each.name: getattr(release, each.name) for each in fields(release)}
+        parts: dict[str, Any] = {each.name: getattr(release, each.name) for each in fields(release) if each.init}
         return _Deferred(**parts, turn=_Turn(np.zeros(release.width, dtype=np.float32)))
 
     def user_vector(self, history: History, now_s: int) -> Vectors:  # noqa: ARG002

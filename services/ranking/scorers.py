@@ -18,7 +18,6 @@ Vectors = NDArray[np.float32]
 
 SOURCE_WEIGHTS = {"given": 2.0, "related": 2.0, "covisits": 1.5, "faiss": 1.2, "trending": 1.0, "new": 0.4}
 RANK_SMOOTHING = 10.0
-NOT_TOGETHER = (0.0, "")
 
 
 class RankingModel(Protocol):
@@ -122,7 +121,8 @@ class RetrievalOrderScorer:
 def together_of(items: ItemTable, user: UserState, item_ids: Sequence[str]) -> Vectors:
     """How strongly co-visits of the user's newest items lead to each of some items. float32 [n]"""
     found = items.together(user)
-    return np.fromiter((found.get(i, NOT_TOGETHER)[0] for i in item_ids), np.float32, len(item_ids))
+    leads = map(found.get, item_ids)
+    return np.fromiter((0.0 if lead is None else lead.total for lead in leads), np.float32, len(item_ids))
 
 
 def _by_rank(candidate: Candidate) -> float:

@@ -11,9 +11,12 @@ from collections.abc import Mapping
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from services.bounds import Record
 from services.domain import DAY_US
+
+Floats = NDArray[np.float64]
 
 EPOCH_US = 50 * 365 * DAY_US
 HALF_LIFE_US = 30 * DAY_US
@@ -130,11 +133,15 @@ def merged(stored: Row | None, met: Mapping[str, float], keep: int) -> Row:
 
 
 def similar(total: float, row: Row, totals: Mapping[str, float], now_us: int, limit: int) -> Row:
-    """The row as shrunk cosines in [0, 1], strongest first, ties in the row's order: the pair's weight over both items'
-    weight with anything."""
-    shrink = SHRINK * 2.0 ** ((now_us - EPOCH_US) / HALF_LIFE_US)
-    weights = np.asarray(row.weights)
+    """The row as shrunk cosines in [0, 1], strongest first, ties in the row's order."""
     others = np.asarray([totals[item_id] for item_id in row.item_ids])
-    cosines = weights / (np.sqrt(total + shrink) * np.sqrt(others + shrink))  # the product would underflow in 1970
+    cosines = shrunk_cosines(total, np.asarray(row.weights), others, now_us)
     top = np.argsort(-cosines, kind="stable")[:limit].tolist()
     return Row([row.item_ids[place] for place in top], cosines[top].tolist())
+
+
+def shrunk_cosines(total: float, weights: Floats, others: Floats, now_us: int) -> Floats:
+    """The weights of pairs [n] over both items' weight with anything: `total` and `others` [n]. [n]"""
+    shrink = SHRINK * 2.0 ** ((now_us - EPOCH_US) / HALF_LIFE_US)
+    cosines: Floats = weights / (np.sqrt(total + shrink) * np.sqrt(others + shrink))  # the product would underflow
+    return cosines

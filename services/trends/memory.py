@@ -5,6 +5,7 @@ The rules are the consumer's own (`counters`, `covisits`); only where the state 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
 
 import numpy as np
@@ -21,7 +22,7 @@ from services.trends.counters import (
     Standing,
     cumulated,
 )
-from services.trends.covisits import Pairs, Row, Users, merged, similar
+from services.trends.covisits import Pairs, Row, Users, merged, shrunk_cosines
 from services.trends.tally import IMPRESSION_KIND, Action, Tally
 
 Hour = tuple[int, NDArray[np.int64]]
@@ -40,7 +41,8 @@ class MemoryTrends:
         self._tally = Tally()
         self._closed: dict[str, Standing] = {}
         self._open: dict[str, Hour] = {}
-        self._together: dict[str, tuple[float, Row]] = {}
+        self._met: dict[str, _Met] = {}
+        self._totals = np.zeros(1024)
         self._newest_us = 0
 
     def take(self, event_key: int, user_id: str, item_id: str, kind: str, weight: float, occurred_us: int) -> None:
@@ -93,13 +95,59 @@ class MemoryTrends:
         return HourCounts(tuple(item_ids), np.array(hours, dtype=np.int64), np.stack(units))
 
     def _covisits(self, pairs: Pairs, seq: int) -> list[ItemChanged]:
+        for item_id in pairs.weights:
+            if item_id not in self._met:
+                self._met[item_id] = _Met(len(self._met))
+        if len(self._met) > len(self._totals):
+            self._totals = np.concatenate([self._totals, np.zeros(max(len(self._totals), len(self._met)))])
         for item_id, met in pairs.weights.items():
-            total, row = self._together.get(item_id, (0.0, None))
-            self._together[item_id] = (total + sum(met.values()), merged(row, met, 2 * self._limit))
+            mine = self._met[item_id]
+            self._totals[mine.number] += sum(met.values())
+            mine.add({other: (self._met[other].number, weight) for other, weight in met.items()}, 2 * self._limit)
         changes = []
         for item_id in pairs.weights:
-            total, row = self._together[item_id]
-            totals = {other: self._together[other][0] for other in row.item_ids}
-            near = similar(total, row, totals, self._newest_us, self._limit)
+            mine = self._met[item_id]
+            near = mine.near(self._totals, self._newest_us, self._limit)
             changes.append(ItemChanged(item_id, CovisitsPart(near.item_ids, near.weights), seq))
         return changes
+
+
+class _Met:
+    """The items seen together with one item, as the consumer's `Row`, in arrays that are changed in place."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._item_ids: list[str] = []
+        self._places: dict[str, int] = {}
+        self._numbers = np.zeros(8, dtype=np.int64)
+        self._weights = np.zeros(8)
+
+    def add(self, met: Mapping[str, tuple[int, float]], keep: int) -> None:
+        """`merged`, for others given by their number and weight."""
+        for item_id, (number, weight) in met.items():
+            place = self._places.setdefault(item_id, len(self._item_ids))
+            if place == len(self._item_ids):
+                self._item_ids.append(item_id)
+                if place == len(self._weights):
+                    self._numbers = np.concatenate([self._numbers, np.zeros_like(self._numbers)])
+                    self._weights = np.concatenate([self._weights, np.zeros_like(self._weights)])
+                self._numbers[place] = number
+            self._weights[place] += weight
+        if len(self._item_ids) > 2 * keep:
+            self._keep_strongest(keep)
+
+    def near(self, totals: NDArray[np.float64], now_us: int, limit: int) -> Row:
+        """`similar`, of the totals of all items by number."""
+        used = len(self._item_ids)
+        others = totals[self._numbers[:used]]
+        cosines = shrunk_cosines(totals[self.number], self._weights[:used], others, now_us)
+        top = np.argsort(-cosines, kind="stable")[:limit]
+        return Row([self._item_ids[place] for place in top.tolist()], cosines[top].tolist())
+
+    def _keep_strongest(self, keep: int) -> None:
+        numbers = dict(zip(self._item_ids, self._numbers.tolist(), strict=False))
+        kept = merged(Row(self._item_ids, self._weights[: len(self._item_ids)].tolist()), {}, keep)
+        self._item_ids = kept.item_ids
+        self._places = {item_id: place for place, item_id in enumerate(kept.item_ids)}
+        self._numbers[:keep] = [numbers[item_id] for item_id in kept.item_ids]
+        self._weights[:keep], self._weights[keep:] = kept.weights, 0.0

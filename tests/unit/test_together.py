@@ -71,7 +71,7 @@ def test_a_request_knows_how_strongly_serving_would_lead_to_its_candidates() -> 
         served = items.together(UserState(user_id, row))
         strength = strength_of(everything, *together.of(starts[number], now_us))
         trained = dict(zip(corpus.vocabulary.ids(everything), strength.tolist(), strict=True))
-        assert {i: s for i, s in trained.items() if s} == pytest.approx({i: s for i, (s, _) in served.items()})
+        assert {i: s for i, s in trained.items() if s} == pytest.approx({i: lead.total for i, lead in served.items()})
 
 
 def test_of_two_ways_to_an_item_the_stronger_gives_the_reason_and_both_count() -> None:
@@ -81,7 +81,8 @@ def test_of_two_ways_to_an_item_the_stronger_gives_the_reason_and_both_count() -
     )
     row = (Interaction(2, 2, "a", "click", None, 1.0), Interaction(1, 1, "b", "click", None, 1.0),
            Interaction(0, 0, "c", "hide", None, -1.0))  # fmt: skip
-    assert items.together(UserState("u", row)) == {"x": (pytest.approx(0.2 + 0.9 / 2), "b"), "y": (0.1, "a")}
+    found = {item_id: (lead.total, lead.origin) for item_id, lead in items.together(UserState("u", row)).items()}
+    assert found == {"x": (pytest.approx(0.2 + 0.9 / 2), "b"), "y": (0.1, "a")}
 
 
 def test_nobody_s_history_leads_nowhere() -> None:
