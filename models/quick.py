@@ -254,8 +254,9 @@ def _norm(norm: nn.LayerNorm) -> Step:
     width = np.float32(len(weight))
 
     def step(values: Floats) -> Floats:
-        apart = values - np.add.reduce(values, axis=1, keepdims=True) / width
-        squares = np.einsum("nd,nd->n", apart, apart) / width
+        apart: Floats = values - values.mean(axis=1, keepdims=True)
+        squares: Floats = np.einsum("nd,nd->n", apart, apart)
+        squares /= width
         apart /= np.sqrt(squares + least)[:, None]
         apart *= weight
         apart += bias
