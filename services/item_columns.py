@@ -70,11 +70,12 @@ def click_keys(counts: NDArray[np.float32], at_us: NDArray[np.int64]) -> NDArray
 
 
 def highest(keys: NDArray[np.float64], allowed: NDArray[np.bool_], limit: int) -> NDArray[np.int64]:
-    """The slots with the highest keys, the allowed ones before the others, ties by slot; at most `limit`."""
-    values = np.where(allowed, -keys, np.inf)
-    values[0] = np.inf
+    """The slots with the highest keys, the allowed ones before the others, ties by slot; at most `limit`, never 0."""
+    if len(keys) <= 1:
+        return np.zeros(0, dtype=np.int64)
+    values = np.where(allowed[1:], -keys[1:], np.inf)
     top = np.argpartition(values, min(limit, len(values) - 1))[: limit + 1]
-    return top[np.lexsort((top, values[top]))][:limit].astype(np.int64)
+    return top[np.lexsort((top, values[top]))][:limit].astype(np.int64) + 1
 
 
 @dataclass(frozen=True, slots=True)

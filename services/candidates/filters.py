@@ -42,6 +42,8 @@ class HiddenFilter:
     def keep(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Sequence[bool]:
         """Filter."""
         hidden = set() if query.among else {item_id for _, item_id in user.hidden}
+        if not hidden:
+            return [True] * len(candidates)
         return [c.item_id not in hidden for c in candidates]
 
 
@@ -67,6 +69,8 @@ class ExcludedFilter:
 
     def keep(self, query: Query, user: UserState, candidates: Sequence[Candidate]) -> Sequence[bool]:  # noqa: ARG002
         """Filter."""
+        if not query.exclude and query.like is None:
+            return [True] * len(candidates)
         return [c.item_id not in query.exclude and c.item_id != query.like for c in candidates]
 
 

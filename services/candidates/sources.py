@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -44,10 +45,11 @@ class FaissSource:
         passed = _passed_over(query, user)
         deeper = OVERFETCH_MAX if query.categories else min(len(passed) + len(query.exclude), OVERFETCH_MAX)
         user_vector = self.vectors.reading(query, user).user_vector
-        found = [each for each in self.vectors.nearest(user_vector, limit + deeper) if each[1] not in passed]
-        wanted = _wanted(self.items, query, [item_id for item_id, _, _ in found])
-        kept = [each for each, want in zip(found, wanted, strict=True) if want][:limit]
-        return tuple(Candidate(item_id, self.name, s, rank) for rank, (item_id, _, s) in enumerate(kept))
+        near = self.vectors.nearest(user_vector, limit + deeper)
+        wanted = _wanted(self.items, query, near.item_ids)
+        named = zip(near.item_ids, near.scores.tolist(), near.hashes.tolist(), wanted, strict=True)
+        kept = islice(((i, score) for i, score, item_hash, want in named if want and item_hash not in passed), limit)
+        return tuple(Candidate(item_id, self.name, score, rank) for rank, (item_id, score) in enumerate(kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class RelatedSource:
             return []
         deeper = OVERFETCH_MAX if query.categories else min(OVERFETCH_MAX // 10 + len(query.exclude), OVERFETCH_MAX)
         near = self.vectors.nearest(vector, limit + deeper, to_item=True)
-        return [item_id for item_id, _, _ in near if item_id != like]
+        return [item_id for item_id in near.item_ids if item_id != like]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +196,8 @@ def _kept(items: ItemTable, query: Query, user: UserState, found: Ranked, limit:
 
 def _wanted(items: ItemTable, query: Query, item_ids: Sequence[str]) -> list[bool]:
     """Which of these the question does not exclude by name or by category."""
+    if not query.exclude and not query.categories:
+        return [True] * len(item_ids)
     wanted = np.ones(len(item_ids), dtype=np.bool_)
     if query.exclude:
         wanted &= np.fromiter((i not in query.exclude for i in item_ids), dtype=np.bool_, count=len(item_ids))

@@ -20,6 +20,7 @@ from services.domain import SECOND_US, Query, UserState, to_us
 from services.items import ItemTable
 
 Vectors = NDArray[np.float32]
+Hashes = NDArray[np.int64]
 EMBED_AT_ONCE = 4096
 
 
@@ -62,11 +63,22 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class _Delta:
-    """The cold items so far; `vectors` may have spare rows behind the last id."""
+    """The cold items so far; `vectors` may have spare rows behind the last id. `hashes`: of the release's items, then
+    of these."""
 
     places: dict[str, int]
     item_ids: tuple[str, ...]
+    hashes: Hashes
     vectors: Vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """Items, best first, ties by id: their ids, hash64 int64 [n] and inner products float32 [n]."""
+
+    item_ids: list[str]
+    hashes: Hashes
+    scores: Vectors
 
 
 class ItemVectors:
@@ -77,8 +89,9 @@ class ItemVectors:
         self._release = release
         self._encoder = encoder
         self._items = items
-        self._delta = _Delta({}, (), np.zeros((0, release.width), dtype=np.float32))
-        self._hashes = items.hashes(release.vocabulary.item_ids)
+        self._count = len(release.vocabulary.item_ids)
+        hashes = items.hashes(release.vocabulary.item_ids)
+        self._delta = _Delta({}, (), hashes, np.zeros((0, release.width), dtype=np.float32))
         self._writing = threading.Lock()
         self._local = threading.local()
 
@@ -112,7 +125,8 @@ class ItemVectors:
             held = np.zeros((max(used, len(old.vectors)), self._release.width), dtype=np.float32)
             held[: len(old.vectors)] = old.vectors
             held[[places[item_id] for item_id in item_ids]] = vectors
-            self._delta = _Delta(places, old.item_ids + tuple(new_ids), held)
+            hashes = np.concatenate([old.hashes, self._items.hashes(new_ids)])
+            self._delta = _Delta(places, old.item_ids + tuple(new_ids), hashes, held)
 
     # ------------------------------------------------------------------------------------------ reading
 
@@ -144,30 +158,25 @@ class ItemVectors:
         self._local.last = (user, now_s, reading)
         return reading
 
-    def nearest(self, vector: Vectors, k: int, *, to_item: bool = False) -> list[tuple[str, int, float]]:
-        """The k items with the highest inner product, best first, ties by id: `(item_id, hash64, score)`."""
+    def nearest(self, vector: Vectors, k: int, *, to_item: bool = False) -> Near:
+        """The k items with the highest inner product."""
         rows, scores = (self._release.related if to_item else self._release.search)(vector, k)
-        item_ids = self._release.vocabulary.ids(rows)
-        known = list(zip(item_ids, self._hashes[rows - 1].tolist(), scores.tolist(), strict=True))
-        cold = self._nearest_cold(vector, k)
-        if not cold and bool((scores[1:] < scores[:-1]).all()):
-            return known  # the index has sorted them, and no two are level
-        found = [*known, *cold]
-        merged = np.array([score for _, _, score in found])
-        best = np.argsort(-merged, kind="stable")[: k + 1]
-        if bool((merged[best[1:]] < merged[best[:-1]]).all()):
-            return [found[place] for place in best[:k].tolist()]
-        return sorted(found, key=lambda each: (-each[2], each[0]))[:k]
-
-    def _nearest_cold(self, vector: Vectors, k: int) -> list[tuple[str, int, float]]:
         delta = self._delta
-        count = len(delta.item_ids)
-        if count == 0:
-            return []
-        scores = delta.vectors[:count] @ vector
-        best = np.argpartition(-scores, k)[:k] if count > k else np.arange(count)
-        item_ids = [delta.item_ids[n] for n in best.tolist()]
-        return list(zip(item_ids, self._items.hashes(item_ids).tolist(), scores[best].tolist(), strict=True))
+        places, cold_scores = _highest(delta.vectors[: len(delta.item_ids)] @ vector, k)
+        numbers = np.concatenate([rows - 1, places + self._count])  # the release's items, then the cold ones
+        scores = np.concatenate([scores, cold_scores])
+        order = np.argsort(-scores, kind="stable")
+        first = scores[order[: k + 1]]
+        if bool((first[1:] == first[:-1]).any()):
+            item_ids = self._ids(delta, numbers)
+            order = np.array(sorted(range(len(numbers)), key=lambda n: (-scores[n], item_ids[n])), dtype=np.int64)
+        best = order[:k]
+        return Near(self._ids(delta, numbers[best]), delta.hashes[numbers[best]], scores[best])
+
+    def _ids(self, delta: _Delta, numbers: NDArray[np.int64]) -> list[str]:
+        """The ids of some items by number: those of the release, then the cold ones."""
+        known, count = self._release.vocabulary.item_ids, self._count
+        return [known[n] if n < count else delta.item_ids[n - count] for n in numbers.tolist()]
 
     def _history(self, user: UserState) -> History:
         oldest_first = user.events[::-1]
@@ -178,3 +187,9 @@ class ItemVectors:
             actions=np.fromiter((action(e.kind, e.weight) for e in oldest_first), dtype=np.int64, count=count),
             times_s=np.fromiter((e.occurred_us // SECOND_US for e in oldest_first), dtype=np.int64, count=count),
         )
+
+
+def _highest(scores: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors]:
+    """The places of the k highest scores and these, in no order."""
+    best = np.argpartition(-scores, k)[:k] if len(scores) > k else np.arange(len(scores))
+    return best, scores[best]

@@ -104,7 +104,7 @@ class AttentionScorer:
         from_history = query.record and query.user_id is not None and not query.recent  # a row that can be joined again
         written = features.astype("<f4", copy=False).tobytes() if from_history else b""
         known = Known(block.as_of, block.as_of_us, written, features.shape[1])
-        return Scores([float(each) for each in scores], known)
+        return Scores(scores.tolist(), known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class MemoryTrends:
         self._tally = Tally()
         self._closed: dict[str, Standing] = {}
         self._open: dict[str, Hour] = {}
-        self._met: dict[str, _Met] = {}
+        self._met: dict[str, Met] = {}
         self._totals = np.zeros(1024)
         self._newest_us = 0
 
@@ -97,7 +97,7 @@ class MemoryTrends:
     def _covisits(self, pairs: Pairs, seq: int) -> list[ItemChanged]:
         for item_id in pairs.weights:
             if item_id not in self._met:
-                self._met[item_id] = _Met(len(self._met))
+                self._met[item_id] = Met(len(self._met))
         if len(self._met) > len(self._totals):
             self._totals = np.concatenate([self._totals, np.zeros(max(len(self._totals), len(self._met)))])
         for item_id, met in pairs.weights.items():
@@ -112,7 +112,7 @@ class MemoryTrends:
         return changes
 
 
-class _Met:
+class Met:
     """The items seen together with one item, as the consumer's `Row`, in arrays that are changed in place."""
 
     def __init__(self, number: int) -> None:
@@ -123,7 +123,7 @@ class _Met:
         self._weights = np.zeros(8)
 
     def add(self, met: Mapping[str, tuple[int, float]], keep: int) -> None:
-        """`merged`, for others given by their number and weight."""
+        """`covisits.merged`, for others given by their number and weight."""
         for item_id, (number, weight) in met.items():
             place = self._places.setdefault(item_id, len(self._item_ids))
             if place == len(self._item_ids):
@@ -137,7 +137,7 @@ class _Met:
             self._keep_strongest(keep)
 
     def near(self, totals: NDArray[np.float64], now_us: int, limit: int) -> Row:
-        """`similar`, of the totals of all items by number."""
+        """`covisits.similar`, of the totals of all items by number."""
         used = len(self._item_ids)
         others = totals[self._numbers[:used]]
         cosines = shrunk_cosines(totals[self.number], self._weights[:used], others, now_us)

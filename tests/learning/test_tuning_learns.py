@@ -124,7 +124,8 @@ def found_cold(instance: Instance, release: ModelRelease, table: ItemTable) -> f
         if item_id not in release.vocabulary:
             taken = {each.item_id for each in state.events}
             reading = vectors.reading(Query("q", state.user_id, 10, from_us(judged.cut_us)), state)
-            listed = [i for i, _, _ in vectors.nearest(reading.user_vector, len(WORLD.titles)) if i not in taken]
+            near = vectors.nearest(reading.user_vector, len(WORLD.titles))
+            listed = [item_id for item_id in near.item_ids if item_id not in taken]
             hits.append(item_id in listed[:10])
     assert len(hits) > 20
     return float(np.mean(hits))

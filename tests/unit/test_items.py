@@ -133,6 +133,13 @@ def test_what_was_wanted_last_is_shown_however_long_ago_that_was() -> None:
     assert known.trending(much_later, 3) == (("new", 0.0), ("old", 0.0))
 
 
+def test_asked_about_a_moment_before_the_newest_counts_these_count_as_they_are() -> None:
+    """By the end of the next day the 4 would be worth more than the 6; now they are not."""
+    known = table(("now", stats(6, 0)), ("tomorrow", stats(4, 0, NOW_US + DAY_US)))
+    assert known.trending(NOW_US, 2) == (("now", 6.0), ("tomorrow", 4.0))
+    assert [item_id for item_id, _ in known.trending(NOW_US + DAY_US, 2)] == ["tomorrow", "now"]
+
+
 def test_trending_leaves_out_what_may_not_be_shown() -> None:
     known = table(("a", stats(9, 9)), ("a", card(available=False)), ("b", stats(1, 1)))
     assert [item_id for item_id, _ in known.trending(NOW_US, 3)] == ["b"]

@@ -95,7 +95,7 @@ def test_an_item_that_arrives_now_is_found_by_its_text(stages: Stages) -> None:
     ])  # fmt: skip
     vectors.add(items.take_new_vectors())
     found = vectors.nearest(vectors.of(["l1"])[0], 2)
-    assert [item_id for item_id, _, _ in found] == ["born", "l1"]
+    assert found.item_ids == ["born", "l1"]
 
 
 def test_a_newer_text_replaces_the_older_and_another_encoders_is_passed_over() -> None:

@@ -16,7 +16,8 @@ from services.items import ItemTable
 from services.memory import MemoryBus
 from services.tables import open_database
 from services.trends.consumer import TrendsConsumer, TrendsSettings
-from services.trends.memory import MemoryTrends
+from services.trends.covisits import merged, similar
+from services.trends.memory import MemoryTrends, Met
 
 START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 ITEMS = ("i0", "i1", "i2", "i4")  # the squares modulo 7
@@ -85,6 +86,23 @@ def test_counts_and_co_visits_are_the_consumer_s(together: int, tmp_path: Path) 
         assert len(mine_of) > 0
         assert mine_of == pytest.approx(theirs_of)
         assert np.all(np.diff(list(mine_of.values())) <= 0)
+
+
+def test_a_row_in_arrays_grows_and_lets_go_of_the_weakest_as_the_consumer_s() -> None:
+    """Thirty items met by lot, four to eight at a time; of more than ten the five strongest stay."""
+    rng = np.random.default_rng(3)
+    numbers = {f"i{n}": n for n in range(30)}
+    totals = dict(zip(numbers, rng.uniform(5, 9, len(numbers)).tolist(), strict=True))
+    mine, theirs = Met(0), None
+    for _ in range(40):
+        some = rng.choice(list(numbers), rng.integers(4, 9), replace=False).tolist()
+        met = dict(zip(some, rng.uniform(0, 1, len(some)).tolist(), strict=True))
+        mine.add({item_id: (numbers[item_id], weight) for item_id, weight in met.items()}, 5)
+        theirs = merged(theirs, met, 5)
+        expected = similar(totals["i0"], theirs, totals, to_us(START), 4)
+        found = mine.near(np.array(list(totals.values())), to_us(START), 4)
+        assert found.item_ids == expected.item_ids
+        assert found.weights == expected.weights
 
 
 def test_what_does_not_count_changes_nothing() -> None:
