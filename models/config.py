@@ -15,8 +15,8 @@ PRETRAIN: tuple[Pretrain, ...] = get_args(Pretrain)
 
 BUDGET_FLOP: dict[Effort, float] = {"demo": 6e11, "normal": 6e13, "full": 4e14}
 """Arithmetic that fitting a tower may take. Two common cores do 2e10 to 4e10 a second: half a minute, up to 25 to 50
-minutes (24 epochs of a million events on 3,500 items; small data stop long before), hours. A budget of arithmetic and not
-of time, so that a seeded run is the same run on every machine."""
+minutes (24 epochs of a million events on 3,500 items; small data stop long before), hours. A budget of arithmetic and
+not of time, so that a seeded run is the same run on every machine."""
 FEW_EVENTS, MANY_EVENTS = 200_000, 3_000_000
 """Up to the first a tower is small, above the second it is large."""
 SHAPES: dict[Size, tuple[int, int, int, int]] = {
