@@ -5,16 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, GPT2Config, GPT2Model
-from transformers import PreTrainedTokenizerFast as FastTokenizer
+
+if TYPE_CHECKING:  # a worker that runs none of these tests does without it: seven seconds
+    from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 Family = Literal["bert", "distilbert", "gpt2"]
 FAMILIES: tuple[Family, ...] = ("bert", "distilbert", "gpt2")
@@ -24,6 +21,12 @@ POSITIONS = 20
 
 def tokenizer_of(words: tuple[str, ...], family: Family) -> FastTokenizer:
     """Whole words; BERT's kin put [CLS] before and [SEP] behind a text, GPT-2 adds nothing and has no padding token."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast as FastTokenizer
+
     bare = {"<|endoftext|>": 0} if family == "gpt2" else {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
     unknown = "<|endoftext|>" if family == "gpt2" else "[UNK]"
     tokenizer = Tokenizer(WordLevel({**bare, **{w: n for n, w in enumerate(words, len(bare))}}, unk_token=unknown))
@@ -37,6 +40,8 @@ def tokenizer_of(words: tuple[str, ...], family: Family) -> FastTokenizer:
 
 
 def model_of(family: Family, vocabulary: int, width: int = 32, layers: int = 2, seed: int = 0) -> Any:
+    from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, GPT2Config, GPT2Model
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         match family:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from text_world import FAMILIES, POSITIONS, WORDS, Family, model_of, saved, tokenizer_of
-from transformers import BertConfig, T5Config
 
 from models.text import EncoderMissing, encoder_name, open_encoder
 from models.transformer import TransformerEncoder, UnfitModel, pooling_of
@@ -71,6 +70,8 @@ def test_a_causal_decoder_is_pooled_by_its_last_real_token() -> None:
 
 
 def test_the_configuration_says_how_a_model_is_pooled() -> None:
+    from transformers import BertConfig, T5Config
+
     assert [opened(each).pooling for each in FAMILIES] == ["mean", "mean", "last"]
     assert pooling_of(BertConfig(is_decoder=True)) == "last"
     with pytest.raises(UnfitModel, match="t5"):
@@ -112,7 +113,7 @@ def test_none_has_no_text_at_all() -> None:
 
 
 def test_an_encoder_with_a_decoder_behind_it_is_refused_by_name(tmp_path: Path) -> None:
-    from transformers import T5Model
+    from transformers import T5Config, T5Model
 
     tokenizer_of(WORDS, "bert").save_pretrained(tmp_path / "t5")
     T5Model(T5Config(vocab_size=104, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(
