@@ -43,6 +43,7 @@ check: install  ## style, types, import rule
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd infra/bench && MYPYPATH=../.. ../../$(BIN)/mypy --config-file ../../pyproject.toml *.py
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -p no:xdist tests/test_house.py
 

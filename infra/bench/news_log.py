@@ -55,7 +55,8 @@ class World:
 
     def appeal(self, user: int, titles: np.ndarray) -> np.ndarray:
         """The logit of a click."""
-        return 2.0 * self.taste[user, self.topic[titles]] + 1.2 * self.hook[titles]
+        logits: np.ndarray = 2.0 * self.taste[user, self.topic[titles]] + 1.2 * self.hook[titles]
+        return logits
 
     def clicked(self, user: int, titles: np.ndarray, count: int) -> np.ndarray:
         """Which of some titles a reader clicks (places)."""
@@ -71,7 +72,7 @@ def history(world: World, per_user: int) -> Iterator[tuple[object, ...]]:
             yield f"u{user}", f"n{some[world.clicked(user, some, 1)[0]]}", START_S + int(at_s)
 
 
-def lists(world: World, count: int) -> Iterator[tuple[object, ...]]:
+def lists(world: World, count: int) -> Iterator[tuple[int, str, int, str, int]]:
     """A line per shown title, list after list in the order of time."""
     times = np.sort(world.rng.uniform(HISTORY_DAYS * DAY_S, (HISTORY_DAYS + LIST_DAYS) * DAY_S, count))
     for n, at_s in enumerate(times):

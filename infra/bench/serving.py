@@ -104,7 +104,7 @@ def click_times(port: int, clicks: int) -> list[float]:
     """Milliseconds from sending a click to the end of the first GET whose row holds it, `clicks` times; one that takes
     CLICK_S_MAX is the last: what takes in the events does not keep up."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    times = []
+    times: list[float] = []
     for number in range(clicks):
         user = f"bench-{number % 10}"
         before = _list(connection, user)

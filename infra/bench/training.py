@@ -98,6 +98,7 @@ def ranking(run: TowerRun) -> tuple[FittedTower, RankingExamples, ModelConfig]:
         features,
         features[..., 0],
         labels,
+        np.ones(LISTS, dtype=np.float32),
     )
     vectors = table_of(run.items).cpu().numpy()
     vocabulary = Vocabulary(tuple(f"item-{n}" for n in range(ratings.ITEMS)), ("click",))
