@@ -70,8 +70,9 @@ def reranked(release: ModelRelease, asked: Sequence[Asked]) -> list[NDArray[np.f
 
 
 def one_thread() -> None:
-    """From now on forwards, products and searches of this process stay in the thread that asks: copies of it may be
-    made then, and for small ones threads mostly wait for each other (ten times as long beside a busy process)."""
+    """From now on forwards, products and searches stay in the thread that asks (FAISS, in other threads than this one,
+    where it is asked one question at a time): copies of the process may be made then, and for small ones threads mostly
+    wait for each other (ten times as long beside a busy process)."""
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     threadpool_limits(1, user_api="blas")

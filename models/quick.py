@@ -2,7 +2,8 @@
 `Reranker` without a batch.
 
 A question is a few million multiplications: what PyTorch takes for it is four fifths calls. Nothing is copied, so
-weights that are loaded into the networks later count here, too.
+weights that are loaded into the tensors of the networks later count here, too; networks are never moved or reassigned
+after that.
 """
 
 from __future__ import annotations

@@ -70,12 +70,17 @@ def click_keys(counts: NDArray[np.float32], at_us: NDArray[np.int64]) -> NDArray
 
 
 def highest(keys: NDArray[np.float64], allowed: NDArray[np.bool_], limit: int) -> NDArray[np.int64]:
-    """The slots with the highest keys, the allowed ones before the others, ties by slot; at most `limit`, never 0."""
-    if len(keys) <= 1:
-        return np.zeros(0, dtype=np.int64)
-    values = np.where(allowed[1:], -keys[1:], np.inf)
-    top = np.argpartition(values, min(limit, len(values) - 1))[: limit + 1]
-    return top[np.lexsort((top, values[top]))][:limit].astype(np.int64) + 1
+    """The allowed slots with the highest keys above minus infinity, ties by slot; at most `limit`, never slot 0."""
+    slots = np.flatnonzero(allowed[1:] & (keys[1:] > -np.inf)) + 1
+    values = -keys[slots]
+    if len(slots) > limit:
+        last = np.partition(values, limit - 1)[limit - 1]
+        level = np.flatnonzero(values == last)
+        better = np.flatnonzero(values < last)
+        kept = np.concatenate([better, level[: limit - len(better)]])
+        slots, values = slots[kept], values[kept]
+    best: NDArray[np.int64] = slots[np.lexsort((slots, values))]
+    return best
 
 
 @dataclass(frozen=True, slots=True)

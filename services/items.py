@@ -1,7 +1,7 @@
 """The item table: what one process knows of every item, as arrays; fed by the change feed `items_live`.
 
 A slot is an item's place in the arrays of this process; slot 0 is the unknown item. Slots never leave the process.
-One thread applies changes, many read; each public method is atomic (one lock, held for microseconds).
+One thread applies changes, many read; whatever reads the arrays is atomic (one lock, held for microseconds).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,8 +123,9 @@ class ItemTable(ItemColumns):
 
     def category_names(self, item_id: str) -> tuple[str, ...]:
         """The categories of an item; empty when it is unknown."""
-        numbers = self._categories[self._slots.get(item_id, 0)]
-        return tuple(self._category_names[n] for n in numbers if n)
+        with self._lock:
+            numbers = self._categories[self._slots.get(item_id, 0)].tolist()
+            return tuple(self._category_names[n] for n in numbers if n)
 
     def vector(self, item_id: str, encoder: str = "") -> NDArray[np.float32] | None:
         """The raw text vector by an encoder (if none is named: the newest, of whichever), or None when it has not come
@@ -279,11 +280,12 @@ class ItemTable(ItemColumns):
         """The slots of the 24 h and the 7 d ranking, taken in turn."""
         told_us, used = min(now_us, self._counted_us), len(self._ids)
         allowed = self._servable(now_us, slice(0, used))
-        both = np.stack([highest(self._clicks(told_us, n), allowed, limit) for n in range(2)], axis=1).ravel()
-        merged = both[np.sort(np.unique(both, return_index=True)[1])][:limit]
-        counts = decayed(self._counts[merged], self._counts_at_us[merged], told_us)
-        slots: NDArray[np.int64] = merged[counts[:, CLICKS].sum(axis=1) > 0]
-        return slots
+        day, week = (highest(self._clicks(told_us, n), allowed, limit).tolist() for n in range(2))
+        in_turn = dict.fromkeys(slot for pair in zip_longest(day, week) for slot in pair if slot is not None)
+        slots = np.fromiter(in_turn, dtype=np.int64, count=len(in_turn))
+        counts = decayed(self._counts[slots], self._counts_at_us[slots], told_us)
+        clicked: NDArray[np.int64] = slots[counts[:, CLICKS].sum(axis=1) > 0]
+        return clicked[:limit]
 
     def _forget_rankings(self, changed: set[type[Payload]]) -> None:
         """A card may matter to every ranking, counts to those of clicks, the others to none."""
@@ -343,11 +345,12 @@ class ItemTable(ItemColumns):
         return number
 
     def _slot_made(self, item_id: str) -> int:
-        slot = self._slots.setdefault(item_id, len(self._ids))
+        slot = self._slots.get(item_id, len(self._ids))
         if slot == len(self._ids):
             if slot == len(self._hashes):
                 self._grow()
             self._ids.append(item_id)
             self._titles.append("")
             self._hashes[slot] = hash64(item_id)
+            self._slots[item_id] = slot  # last: titles are read without the lock
         return slot

@@ -140,6 +140,44 @@ def test_asked_about_a_moment_before_the_newest_counts_these_count_as_they_are()
     assert [item_id for item_id, _ in known.trending(NOW_US + DAY_US, 2)] == ["tomorrow", "now"]
 
 
+def test_equal_clicks_are_in_the_order_of_the_slots_also_where_the_list_ends() -> None:
+    known = table(*((f"i{n:03}", stats(1, 1)) for n in range(300)))
+    assert [item_id for item_id, _ in known.trending(NOW_US, 10)] == [f"i{n:03}" for n in range(10)]
+
+
+def test_what_nobody_clicked_takes_no_place_from_what_somebody_did() -> None:
+    known = table(("c", card()), ("d", card()), ("a", stats(0, 5)), ("b", stats(0, 3)))
+    assert [item_id for item_id, _ in known.trending(NOW_US, 2)] == ["a", "b"]
+
+
+def test_an_item_can_be_named_the_moment_it_is_known() -> None:
+    """One thread brings items in, which makes the arrays grow; another asks after the next of them."""
+    known, failed = table(("i0", card("T", "x"))), []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            coming = f"i{len(known)}"
+            try:
+                if known.title(coming) not in {coming, "T"} or known.category_names("i0") != ("x",):
+                    failed.append(coming)
+            except IndexError:
+                failed.append(coming)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # as often as it can be
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for n in range(1, 2500):
+            known.apply([ItemChanged(f"i{n}", card("T", "x"), n + 1)])
+    finally:
+        sys.setswitchinterval(before)
+        stop.set()
+        asking.join()
+    assert failed == []
+
+
 def test_trending_leaves_out_what_may_not_be_shown() -> None:
     known = table(("a", stats(9, 9)), ("a", card(available=False)), ("b", stats(1, 1)))
     assert [item_id for item_id, _ in known.trending(NOW_US, 3)] == ["b"]

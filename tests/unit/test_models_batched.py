@@ -56,6 +56,22 @@ def test_scores_are_those_of_one_question_whatever_its_number_of_candidates(rele
         assert scores == pytest.approx(release.rerank(*one), abs=1e-5)
 
 
+def test_one_history_gets_what_it_gets_among_others(release: ModelRelease) -> None:
+    """Alone a question is answered in numpy, two at once in PyTorch: times, chances and the order of things agree."""
+    assert release._quick is not None
+    rng = np.random.default_rng(7)
+    for history in histories(release):
+        vectors = release.item_vectors[rng.integers(0, len(release.item_vectors), 9)]
+        features, score = rng.normal(size=(9, 3)).astype(np.float32), rng.normal(size=9).astype(np.float32)
+        twice = release.rerank_rows(
+            [history, history], NOW_S, vectors, np.stack([features, features]), np.stack([score, score])
+        )
+        assert release.rerank(history, NOW_S, vectors, features, score) == pytest.approx(twice[0], abs=1e-5)
+        assert release.user_vector(history, NOW_S) == pytest.approx(
+            release.user_vectors([history, history], NOW_S)[1], abs=1e-5
+        )
+
+
 def test_nothing_asked_is_nothing_answered(release: ModelRelease) -> None:
     assert user_vectors(release, [], []).shape == (0, release.width)
     assert reranked(release, []) == []
