@@ -1,9 +1,9 @@
 """The forwards of one question in plain numpy, on the very weights of the networks: `UserTower.newest` and the
 `Reranker` without a batch.
 
-A question is a few million multiplications: what PyTorch takes for it is four fifths calls. Nothing is copied, so
-weights that are loaded into the tensors of the networks later count here, too; networks are never moved or reassigned
-after that.
+A question is a few million multiplications: what PyTorch takes for it is mostly calls. Nothing is copied, so weights
+that are loaded into the tensors of the networks later count here, too; networks are never moved or reassigned after
+that.
 """
 
 from __future__ import annotations
