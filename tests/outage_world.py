@@ -21,6 +21,8 @@ from services.settings import Settings
 from services.wiring import Home, now, open_home
 
 USERS = 5
+PACE_S = 0.01
+"""Between two clicks: servers, consumers and other tests have to do with the same cores."""
 
 
 class Store:
@@ -95,6 +97,7 @@ class World:
         while time.monotonic() < until:
             self.click()
             self.ask()
+            time.sleep(PACE_S)
 
     def look(self) -> None:
         """What operators and pages ask for beside lists."""

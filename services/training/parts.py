@@ -20,6 +20,7 @@ from models.config import BlockName, Effort, ModelConfig, Size
 from models.device import pick_device
 from models.fit import FittedTower, assemble, fit_reranker
 from models.release import ModelRelease, ReleaseDamaged
+from services import heap
 from services.bounds import BOUNDED, Bounds
 from services.domain import BadRequest, Metric, ReleaseInfo, ReleaseInvalid, Verdict, from_us, to_us
 from services.items import ItemTable
@@ -145,7 +146,9 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
         config = choices.model or config_for(corpus.events, choices.effort, choices.seed)
         planned = (choices.plan or newest_rounds)(self, examples, config)
         ranking, tower, learned = planned.ranking, planned.tower, planned.learned
+        heap.give_back()
         reranker = fit_reranker(planned.scoring, ranking, config, self._progress)
+        heap.give_back()
         chances = chances_of(planned.scoring, reranker, ranking)
         notes = {
             "ranking_requests": float(len(ranking)),
@@ -257,6 +260,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
 
     def ranking_examples(self, examples: Examples, tower: FittedTower, requests: Requests) -> RankingExamples:
         corpus, choices = examples.corpus, self._choices
+        heap.give_back()  # what a tower's fit has freed: beside an instance on one machine it is missed
         self._progress(0, 3, "ranking requests")
         known = rows_of_requests(corpus, self._sources.history, requests, tower.config.history)
         self._progress(1, 3, "candidates of the requests")
@@ -273,6 +277,7 @@ class ReleaseParts(TrainingParts[Examples, ModelRelease]):
             requests, known, drawn = requests.take(places), known.take(places), drawn.take(places)
         made = ranking_examples(corpus, examples.items, self._sources.history, requests, known, drawn)
         self._progress(3, 3, "ranking examples made")
+        heap.give_back()
         return replace(made, drawn_from=drawn_from)
 
     def _metrics(self, model: str, stages: Stages, examples: Examples) -> tuple[Metric, ...]:
