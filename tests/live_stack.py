@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from servers import BRIEF
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "test-stack"
@@ -29,8 +30,6 @@ USED = ROOT / "build" / "test-stack.used"
 CANNOT_BE_HAD = 3
 MISSING = "live servers cannot be had: "
 FIXTURES = {"kafka_servers", "redis_url", "database_url", "live_stack", "own_stack"}
-BRIEF = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-"""A broker of the tests does not live long: 4.2 s of processor time until it answers instead of 7.5."""
 START_S = 300
 """The jars and packages are fetched in this time, too, the first time."""
 
@@ -82,7 +81,7 @@ class Stack:
 
     def _call(self, *args: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "infra" / "stack"), *args, "--folder", str(self.folder)]
-        environment = {**os.environ, "KAFKA_JVM_PERFORMANCE_OPTS": BRIEF}
+        environment = {**os.environ, "KAFKA_JVM_PERFORMANCE_OPTS": " ".join(BRIEF)}
         return subprocess.run(command, check=False, capture_output=True, text=True, timeout=START_S, env=environment)
 
 
