@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.item_parts import PARTS, StatsPart
 from services.signals import CATEGORIES_MAX, COUNTS_WIDTH, HALF_LIVES_US
+
+T = TypeVar("T")
 
 NEVER_US = 2**62
 SAMPLED = 16
@@ -99,6 +101,12 @@ def _promising(keys: NDArray[np.float64], limit: int) -> NDArray[np.int64]:
             if len(places) >= limit:
                 return places
     return np.flatnonzero(keys > -np.inf)
+
+
+def in_turn(first: Sequence[T], second: Sequence[T]) -> list[T]:
+    """Both merged, one of each in turn and the longer to its end, each thing once."""
+    longest = max(len(first), len(second))
+    return list(dict.fromkeys(each[n] for n in range(longest) for each in (first, second) if n < len(each)))
 
 
 @dataclass(frozen=True, slots=True)

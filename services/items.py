@@ -9,14 +9,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.vocabulary import OrZero
 from services.domain import SECOND_US, UserState, hash64
-from services.item_columns import CLICKS, NEVER_US, CountsRows, ItemColumns, highest
+from services.item_columns import CLICKS, NEVER_US, CountsRows, ItemColumns, highest, in_turn
 from services.item_parts import PARTS, CardPart, CovisitsPart, ItemChanged, Payload, StatsPart, VectorPart
 from services.signals import (
     CATEGORIES_MAX,
@@ -281,8 +281,7 @@ class ItemTable(ItemColumns):
         told_us, used = min(now_us, self._counted_us), len(self._ids)
         allowed = self._servable(now_us, slice(0, used))
         day, week = (highest(self._clicks(told_us, n), allowed, limit).tolist() for n in range(2))
-        in_turn = dict.fromkeys(slot for pair in zip_longest(day, week) for slot in pair if slot is not None)
-        slots = np.fromiter(in_turn, dtype=np.int64, count=len(in_turn))
+        slots = np.array(in_turn(day, week), dtype=np.int64)
         counts = decayed(self._counts[slots], self._counts_at_us[slots], told_us)
         clicked: NDArray[np.int64] = slots[counts[:, CLICKS].sum(axis=1) > 0]
         return clicked[:limit]

@@ -6,7 +6,7 @@ category), so that a busy user still gets a full list; the filters stay the rule
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from services.candidates.vectors import ItemVectors
 from services.domain import Candidate, Query, UserState, to_us
+from services.item_columns import in_turn
 from services.items import ItemTable
 from services.mix import BY_SCORE, Mix
 from services.ports import CandidateSource
@@ -117,7 +118,7 @@ class RelatedSource:
             return ()
         like, limit = query.like, max(self.limit, query.limit)
         together = [item_id for item_id, _ in self.items.covisits(like)]
-        merged = _in_turn(self._similar(query, like, limit), together)
+        merged = in_turn(self._similar(query, like, limit), together)
         kept = _kept(self.items, query, user, [(item_id, 0.0) for item_id in merged], limit)
         return tuple(Candidate(i, self.name, 1 / (1 + rank), rank, like) for rank, (i, _) in enumerate(kept))
 
@@ -204,10 +205,3 @@ def _wanted(items: ItemTable, query: Query, item_ids: Sequence[str]) -> list[boo
     if query.categories:
         wanted &= items.has_categories(item_ids, query.categories)
     return wanted.tolist()
-
-
-def _in_turn(first: Sequence[str], second: Sequence[str]) -> Iterable[str]:
-    """Both lists merged, one of each in turn, each item once."""
-    longest = max(len(first), len(second))
-    turns = (each[n] for n in range(longest) for each in (first, second) if n < len(each))
-    return dict.fromkeys(turns)
