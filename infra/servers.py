@@ -45,6 +45,8 @@ KAFKA_SETTINGS = {
 KAFKA_HEAP = "-Xmx512m"
 BRIEF = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 """Of a JVM that lives briefly: its quick compiler alone. A broker answers after 4.2 s of processor time, not 7.5."""
+LIVES_BRIEFLY = os.environ.get("STACK_BRIEF") == "1"
+"""The stack is made for a run of tests and wiped after it: nothing has to outlive the machine."""
 REDIS_SETTINGS = {
     "appendonly": "yes",
     "appendfsync": "everysec",
@@ -194,6 +196,7 @@ class Kafka(Server):
 
     def command(self) -> list[str]:
         wanted = os.environ.get("KAFKA_JVM_PERFORMANCE_OPTS", "").split()  # by the name that Kafka's own scripts read
+        wanted = wanted or (list(BRIEF) if LIVES_BRIEFLY else [])
         return [*self._java(KAFKA_HEAP, *wanted), "kafka.Kafka", str(self._conf)]
 
     def answers(self) -> bool:
@@ -265,14 +268,15 @@ class Postgres(Server):
             shutil.chown(password, self.user, self.user)
         run(
             [self._program("initdb"), "-D", str(data), "-U", USER, f"--pwfile={password}", "-A", "scram-sha-256",
-             "-E", "UTF8", "--locale=C"],
+             "-E", "UTF8", "--locale=C", *(("--no-sync",) if LIVES_BRIEFLY else ())],
             user=self.user,
         )  # fmt: skip
         password.unlink()
 
     def command(self) -> list[str]:
         where = {"port": str(self.port), "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
-        flags = (f"--{key}={value}" for key, value in {**POSTGRES_SETTINGS, **where}.items())
+        lasting = {"fsync": "off"} if LIVES_BRIEFLY else {}  # each database that is dropped waits for all to be synced
+        flags = (f"--{key}={value}" for key, value in {**POSTGRES_SETTINGS, **where, **lasting}.items())
         return [self._program("postgres"), "-D", str(self._data), *flags]
 
     def answers(self) -> bool:

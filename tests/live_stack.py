@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from servers import BRIEF
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "test-stack"
@@ -81,7 +80,7 @@ class Stack:
 
     def _call(self, *args: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "infra" / "stack"), *args, "--folder", str(self.folder)]
-        environment = {**os.environ, "KAFKA_JVM_PERFORMANCE_OPTS": " ".join(BRIEF)}
+        environment = {**os.environ, "STACK_BRIEF": "1"}
         return subprocess.run(command, check=False, capture_output=True, text=True, timeout=START_S, env=environment)
 
 
