@@ -47,7 +47,9 @@ def recommend(
     with wiring.open_home(given) as home:
         titles = titles_of(home.catalogue, tuple(pick.item_id for pick in slate.items))
         why = "" if slate.items else why_empty(home.view)
-    answer(as_json, slate_fields(slate, titles), lambda: print_slate(slate, titles, why))
+        live = None if slate.release_id else home.registry.live()
+    refused = live.release_id if live else None
+    answer(as_json, slate_fields(slate, titles), lambda: print_slate(slate, titles, why, refused))
 
 
 def user(
@@ -180,8 +182,9 @@ def why_empty(view: LogView) -> str:
     )
 
 
-def print_slate(slate: Slate, titles: Mapping[str, str], why: str) -> None:
-    """A list as a table; one that is empty as the sentence `why`."""
+def print_slate(slate: Slate, titles: Mapping[str, str], why: str, refused: str | None = None) -> None:
+    """A list as a table; one that is empty as the sentence `why`. `refused`: the live release, where it could not be
+    used."""
     if why:
         sys.stdout.write(f"There is nothing to show to {slate.user_id}. {why}\n")
         return
@@ -191,7 +194,8 @@ def print_slate(slate: Slate, titles: Mapping[str, str], why: str) -> None:
     names: tuple[str, ...] = ("", "title", "source", "reason", "score")
     if any(p.explanation for p in slate.items):
         names = (*names, "drop without it", "looked at (no reason)")
-    by = f" by release {slate.release_id}" if slate.release_id else ": no release yet: trending and new items"
+    without = f"release {refused} was refused (why stands on stderr)" if refused else "no release yet"
+    by = f" by release {slate.release_id}" if slate.release_id else f": {without}: trending and new items"
     table(f"For {slate.user_id}{by}", names, rows)
     if slate.degraded:
         sys.stdout.write(f"Answered without: {', '.join(slate.degraded)}.\n")

@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from model_world import tiny_release
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -26,12 +27,13 @@ from services.bus.embedded import EmbeddedBus
 from services.cli import app, main
 from services.commands.edge import age, table
 from services.commands.look import markdown_page, print_slate, why_empty
-from services.domain import Coordinate, Outgoing, Pick, Reason, Slate
+from services.domain import Coordinate, Outgoing, Pick, Reason, ReleaseInfo, Slate
 from services.memory import MemoryBus
 from services.quarantine import Rejected
-from services.settings import Settings
+from services.settings import Settings, load_settings
 from services.supervisor import RunLock
 from services.tables import open_database
+from services.wiring import open_home
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
@@ -203,6 +205,22 @@ def test_a_list_without_a_release_and_an_empty_one_say_so(capsys: pytest.Capture
     assert "For ann by release r9" in capsys.readouterr().out
     print_slate(replace(slate, items=()), {}, "Nothing has come in yet.")
     assert capsys.readouterr().out == "There is nothing to show to ann. Nothing has come in yet.\n"
+
+
+def test_a_live_release_that_is_damaged_is_said_to_be_refused_not_missing(filled: Path, freshrank: Freshrank) -> None:
+    assert freshrank(filled, "consume", "trends", "catalogue", "--until-caught-up").returncode == 0
+    assert "no release yet" in freshrank(filled, "recommend", "stranger").stdout
+    tiny_release("r1").save(filled / "releases" / "r1")
+    weights = filled / "releases" / "r1" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    at = datetime.now(UTC)
+    with open_home(load_settings(home=filled)) as home:
+        home.registry.publish(ReleaseInfo("r1", str(weights.parent), at, at))
+        home.registry.promote("r1")
+    told = freshrank(filled, "recommend", "stranger")
+    assert told.returncode == 0
+    assert "For stranger: release r1 was refused (why stands on stderr): trending and" in " ".join(told.stdout.split())
+    assert "weights.safetensors" in told.stderr
 
 
 def test_an_empty_list_has_its_cause_and_what_to_do() -> None:
