@@ -245,10 +245,7 @@ class Instance:
 
     def start(self) -> None:
         """Runtime."""
-        from models.batched import one_thread
-
         check_device(self.settings.device)
-        one_thread()
         self._serving.start()
         if self._queue is not None:  # not for one answer at the command line
             self._spool.start()
@@ -331,6 +328,10 @@ class Instance:
         return Serving(feed, self.registry, self._build, self._refresh, now, paces, s.listed_only, self._home.ages)
 
     def _build(self, info: ReleaseInfo | None, items: ItemTable) -> Stages:
+        if info is not None:
+            from models.batched import one_thread
+
+            one_thread()
         release = load_release(info, self.settings.device) if info else None
         stages, vectors = build_stages(release, items, self.features, self._slates, self.settings.mix())
         if info is not None and vectors is not None:

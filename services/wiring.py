@@ -148,7 +148,7 @@ class Home:
         return rows
 
     def _open_feast(self, namespace: str) -> Any:
-        from services.features.store import open_feast
+        from services.features.opening import open_feast
 
         s = self.settings
         database = self.engine if s.database_url else None
@@ -355,6 +355,8 @@ def build_stages(
 
 def check_device(device: str) -> None:
     """Raises SettingsInvalid where this machine has no such device."""
+    if device in ("auto", "cpu"):  # every machine has them: no need to import PyTorch to say so
+        return
     from models.device import pick_device
 
     try:
@@ -378,7 +380,7 @@ def load_release(info: ReleaseInfo, device: str = "auto") -> ModelRelease:
 
 def feast_command(settings: Settings) -> tuple[list[str], dict[str, str], Path]:
     """Feast's own command line on this instance: arguments, environment and folder."""
-    from services.features.store import REPO
+    from services.features.opening import REPO
 
     settings.home.mkdir(parents=True, exist_ok=True)
     with open_home(settings) as home:

@@ -26,7 +26,7 @@ from chaos_world import GROUPS
 
 from services.archive.consumer import ArchiveConsumer
 from services.consume import consume
-from services.features.store import import_feast
+from services.features.opening import import_feast
 from services.patience import Patience, PatientConsumer, PatientSource
 from services.processes import AWAY
 from services.settings import load_settings

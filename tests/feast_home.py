@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from services.features.opening import import_feast, open_feast
 from services.features.places import redis_online
-from services.features.store import import_feast, open_feast
 
 import_feast()  # before any test imports Feast itself, in four times the time
 

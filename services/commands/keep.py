@@ -93,7 +93,7 @@ def reset(
 def _drop_tables(settings: Settings) -> None:
     """Freshrank's and Feast's; nothing else in the database is touched."""
     from services import wiring
-    from services.features.store import drop_registry
+    from services.features.opening import drop_registry
     from services.migrations import revisions
 
     engine = wiring.metadata_as_it_is(settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.features.store import import_feast
+from services.features.opening import import_feast
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from services.features.namespaces import DEFAULT
-from services.postgresql import parsed
 from services.settings import Settings
 
 USERS = "user_behaviour"
@@ -32,6 +31,8 @@ def registry_url(home: Path, database_url: str = "") -> str:
     """The registry's database as Feast wants it named."""
     if not database_url:
         return f"sqlite:///{home / 'registry.db'}"
+    from services.postgresql import parsed
+
     return parsed(database_url).render_as_string(hide_password=False)
 
 

@@ -1,6 +1,7 @@
 """Which revision a database is at, and how it gets to another one: in one transaction, one process at a time.
 
-The revision is read by plain SQL; Alembic is imported only where a database has to change.
+The revision is read by plain SQL, and an empty database gets the tables as they are today; Alembic is imported only
+where tables have to change.
 """
 
 from __future__ import annotations
@@ -11,13 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    insert,
+    inspect,
+    text,
+)
 
 from services.domain import BadRequest, SettingsInvalid
 
 if TYPE_CHECKING:
     from alembic.config import Config
-    from sqlalchemy import MetaData
 
 REVISIONS = ("0001", "0002", "0003", "0004")
 """Oldest first; a test holds them and the files in `versions/` together."""
@@ -56,15 +67,39 @@ def require(engine: Engine, bring_up: Callable[[], object] | None) -> None:
 
 
 def bring_up(engine: Engine) -> tuple[str, ...]:
-    """Bring a database to HEAD; the revisions it lacked. Tables from the time before revisions are taken over as they
-    are. Processes that start together stand in line, and all but the first find nothing left to do."""
+    """Bring a database to HEAD; the revisions it lacked. An empty one is made as it is at HEAD. Tables from the time
+    before revisions are taken over as they are. Processes that start together stand in line, and all but the first find
+    nothing left to do."""
     with _alone(engine) as connection:
-        missing = _standing(connection).missing
-        if missing:
-            from alembic import command
+        now = _standing(connection)
+        if now.revision != BASE or not _make(connection):
+            step_up(connection)
+    return now.missing
 
-            command.upgrade(config(connection), HEAD)
-    return missing
+
+def step_up(connection: Connection) -> None:
+    """One revision after the other, up to HEAD, in the caller's transaction."""
+    if _standing(connection).missing:
+        from alembic import command
+
+        command.upgrade(config(connection), HEAD)
+
+
+def _make(connection: Connection) -> bool:
+    """All tables at once, as the revisions would make them (a test compares both), unless one of them is there."""
+    from services.tables import counters, metadata
+
+    if not metadata.tables.keys().isdisjoint(inspect(connection).get_table_names()):
+        return False
+    metadata.create_all(connection, checkfirst=False)
+    connection.execute(insert(counters).values(name="rejected_bytes", value=0))
+    number = Column("version_num", String(32), nullable=False)
+    version = Table(
+        VERSION_TABLE, MetaData(), number, PrimaryKeyConstraint(number, name=f"{VERSION_TABLE}_pkc")
+    )  # as Alembic makes it
+    version.create(connection, checkfirst=True)
+    connection.execute(insert(version).values(version_num=HEAD))
+    return True
 
 
 def take_down(engine: Engine, revision: str) -> None:

@@ -18,11 +18,12 @@ from feast_home import feast_at
 
 from feature_repo.stores.parts_io import locked
 from services.domain import Interaction, StageUnavailable, UserState
-from services.features import store as store_module
+from services.features import opening
 from services.features.fold import fold
 from services.features.guarded import GuardedFeatures
 from services.features.history import MemoryHistory
-from services.features.store import FeastFeatureStore, FeastHistory, open_feast
+from services.features.opening import open_feast
+from services.features.store import FeastFeatureStore, FeastHistory
 from services.memory import MemoryFeatureStore
 from services.signals import COUNTS_WIDTH
 
@@ -260,6 +261,6 @@ class TestFeastOnRedis(FeastContract):
 def test_a_process_that_stands_still_while_it_registers_holds_the_others_up_for_a_while_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "REGISTRY_LOCK_S", 0.05)
+    monkeypatch.setattr(opening, "REGISTRY_LOCK_S", 0.05)
     with locked(tmp_path / ".registry.lock"), pytest.raises(TimeoutError, match="held by another process"):
         open_feast(tmp_path)

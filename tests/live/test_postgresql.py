@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from services.cli import main
 from services.domain import SettingsInvalid
-from services.features.store import import_feast, open_feast
+from services.features.opening import import_feast, open_feast
 from services.postgresql import Waits, engine_of, open_postgresql
 from services.settings import Settings, load_settings, without_secrets
 from services.tables import counters, next_number

@@ -35,8 +35,9 @@ from services.domain import (
 )
 from services.features.consumer import FeaturesConsumer
 from services.features.fold import fold
+from services.features.opening import apply_repo
 from services.features.places import feast_environment, redis_online
-from services.features.store import FeastFeatureStore, apply_repo
+from services.features.store import FeastFeatureStore
 from services.memory import MemoryBus
 from services.settings import Settings
 from services.telemetry import ROWS_LOST

@@ -39,6 +39,19 @@ with tempfile.TemporaryDirectory() as folder, open_home(load_settings(home=folde
 print("torch" in sys.modules, "feast" in sys.modules)
 """
 
+SERVING = """
+import sys, tempfile
+from fastapi.testclient import TestClient
+from services.api.app import create_app
+from services.processes import Instance
+from services.settings import load_settings
+from services.wiring import open_home
+with tempfile.TemporaryDirectory() as folder, open_home(load_settings(home=folder)) as home:
+    with TestClient(create_app(Instance(home))) as client:
+        print(client.get("/v1/users/u1/recommendations").status_code)
+print("torch" in sys.modules, "psycopg" in sys.modules, "alembic" in sys.modules)
+"""
+
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library gives memory back in its own way")
 def test_memory_that_was_freed_goes_back_to_the_system() -> None:
@@ -55,6 +68,12 @@ def test_consumers_of_an_instance_that_hashes_its_texts_do_without_pytorch() -> 
     names, loaded = _said(CONSUMING).splitlines()[-2:]
     assert names == "catalogue features trends archive"
     assert loaded == "False True", "PyTorch, Feast"
+
+
+def test_a_server_without_a_release_does_without_pytorch_and_an_embedded_one_without_postgresql() -> None:
+    status, loaded = _said(SERVING).splitlines()[-2:]
+    assert status == "200"
+    assert loaded == "False False False", "PyTorch, psycopg, Alembic"
 
 
 def _said(program: str) -> str:

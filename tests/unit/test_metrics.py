@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONSUMER = """
 import threading
 from datetime import UTC, datetime
-from services.features.store import import_feast
+from services.features.opening import import_feast
 from services.telemetry import LAG
 import_feast()
 from services.consume import consume

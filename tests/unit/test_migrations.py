@@ -16,7 +16,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, event, insert, inspect, select, text
+from sqlalchemy import Engine, event, insert, inspect, select, text
 
 from services.archive.rejected import SqlQuarantine
 from services.domain import BadRequest, Coordinate, SettingsInvalid
@@ -49,28 +49,59 @@ def test_the_program_knows_every_revision_in_its_order(engine: Engine) -> None:
     assert tuple(each.revision for each in script.walk_revisions())[::-1] == revisions.REVISIONS
 
 
-def test_between_the_revisions_and_the_tables_there_is_no_difference(engine: Engine) -> None:
+def stepped(engine: Engine) -> Engine:
+    """The same database, emptied and brought up by one revision after the other."""
+    revisions.take_down(engine, revisions.BASE)
+    with engine.begin() as connection:
+        revisions.step_up(connection)
+    return engine
+
+
+def no_difference(engine: Engine) -> None:
     options = {"version_table": revisions.VERSION_TABLE, "compare_server_default": engine.dialect.name != "sqlite"}
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
 
 
+def test_between_the_revisions_and_the_tables_there_is_no_difference(engine: Engine) -> None:
+    no_difference(stepped(engine))
+
+
+def test_an_empty_database_is_made_as_the_revisions_make_it(engine: Engine) -> None:
+    def described() -> dict[str, object]:
+        seen = inspect(engine)
+        with engine.connect() as connection:
+            return {
+                name: (
+                    [{**column, "type": str(column["type"])} for column in seen.get_columns(name)],
+                    seen.get_pk_constraint(name), seen.get_indexes(name), seen.get_unique_constraints(name),
+                    connection.execute(text(f"SELECT * FROM {name}")).all(),
+                )
+                for name in seen.get_table_names()
+            }  # fmt: skip
+
+    made = described()
+    assert made.keys() == {*metadata.tables, revisions.VERSION_TABLE}
+    stepped(engine)
+    assert described() == made
+
+
 def test_sqlite_tables_are_the_same_in_all_that_sqlite_knows_of_them(tmp_path: Path) -> None:
-    def schema(path: Path) -> dict[str, object]:
-        opened = sqlite3.connect(path)
+    def schema(engine: Engine) -> dict[str, object]:
+        opened = sqlite3.connect(str(engine.url.database))
         found = opened.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
         return {
             name: (opened.execute(f"PRAGMA table_info({name})").fetchall(), "WITHOUT ROWID" in sql)
             if kind == "table"
             else sql
             for kind, name, sql in found
-            if name != revisions.VERSION_TABLE
         }
 
-    open_database(tmp_path / "revised.db").dispose()
-    engine = create_engine(f"sqlite:///{tmp_path / 'made.db'}")
-    metadata.create_all(engine)
-    assert schema(tmp_path / "revised.db") == schema(tmp_path / "made.db")
+    made = open_database(tmp_path / "made.db")
+    before = schema(made)
+    assert len(before) > len(metadata.tables)
+    assert schema(stepped(made)) == before
+    made.dispose()
 
 
 @pytest.mark.parametrize("revision", revisions.REVISIONS[:-1])
@@ -79,7 +110,7 @@ def test_every_step_goes_down_and_up_again_with_what_is_in_the_tables(engine: En
         connection.execute(insert(rejected), [kept])
     revisions.take_down(engine, revision)
     revisions.bring_up(engine)
-    test_between_the_revisions_and_the_tables_there_is_no_difference(engine)
+    no_difference(engine)
     with engine.connect() as connection:
         (row,) = connection.execute(select(rejected.c["value", "reason", "size", "offset"])).all()
     assert tuple(row) == (b"{!", "not_json", 2, 7)
@@ -125,7 +156,7 @@ def test_a_database_from_before_revisions_is_taken_over_with_all_that_is_in_it(e
     assert tables(again) == set(metadata.tables)
     with again.connect() as connection:
         assert connection.execute(select(erasures.c.user_id, erasures.c.erased_us)).all() == [("u1", 5)]
-    test_between_the_revisions_and_the_tables_there_is_no_difference(again)
+    no_difference(again)
     again.dispose()
 
 
@@ -188,19 +219,25 @@ def test_half_a_revision_is_none(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.live)])
-def test_a_database_that_is_up_to_date_is_opened_without_alembic(
+def test_alembic_is_imported_only_where_an_older_database_is_opened(
     database: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    path = tmp_path / "m"
     if database == "sqlite":
-        opening = (
-            f"from services.tables import open_database as o; o(__import__('pathlib').Path({str(tmp_path)!r})/'m')"
-        )
+        opening = f"from services.tables import open_database as o; o(__import__('pathlib').Path({str(path)!r}))"
     else:
         url = request.getfixturevalue("database_url")
         opening = f"from services.postgresql import open_postgresql as o; o({url!r})"
     program = f"import sys; {opening}; print('alembic' in sys.modules)"
-    told = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True) for _ in "12"]
-    assert [each.stdout for each in told] == ["True\n", "False\n"]
+
+    def imported() -> str:
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+    assert imported() == "False\n", "a new one"
+    engine = open_database(path) if database == "sqlite" else open_postgresql(url)
+    revisions.take_down(engine, revisions.REVISIONS[-2])
+    engine.dispose()
+    assert [imported(), imported()] == ["True\n", "False\n"]
 
 
 @pytest.fixture

@@ -34,8 +34,9 @@ from services.features.columns import (
     user_table,
 )
 from services.features.fold import fold, fold_each
+from services.features.opening import apply_repo
 from services.features.places import feast_environment
-from services.features.store import FeastFeatureStore, FeastHistory, apply_repo
+from services.features.store import FeastFeatureStore, FeastHistory
 from services.signals import COUNTERS, COUNTS_WIDTH, USER_FEATURES, HistoryBlock, user_features
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
@@ -245,13 +246,15 @@ def test_the_scalars_for_people_are_the_signals_at_the_row_time() -> None:
 def test_importing_feast_leaves_the_process_as_it_was() -> None:
     script = (
         "import os, sys, warnings, typeguard\n"
-        "from services.features.store import import_feast\n"
+        "from services.features.opening import import_feast\n"
         "before = typeguard.typechecked, list(warnings.filters), dict(os.environ)\n"
         "import_feast()\n"
         "assert typeguard.typechecked is before[0]; assert list(warnings.filters) == before[1]\n"
         "assert dict(os.environ) == before[2], 'feast set something for everybody'\n"
         "assert 'torch' not in sys.modules, 'feast pulled torch in'\n"
         "import importlib.util; assert importlib.util.find_spec('torch')\n"
+        "assert 'gunicorn' not in sys.modules, 'feast pulled the server in that it could be'\n"
+        "assert callable(sys.modules['feast.feature_server'].start_server) and 'gunicorn' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
