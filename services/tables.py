@@ -1,10 +1,9 @@
-"""The SQL tables of the metadata database (SQLAlchemy Core) and how it is opened. Learned models live in `models/`."""
+"""The SQL tables of the metadata database (SQLAlchemy Core). Learned models live in `models/`."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -14,7 +13,6 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
-    Engine,
     Float,
     Index,
     Integer,
@@ -25,16 +23,11 @@ from sqlalchemy import (
     Text,
     Unicode,
     any_,
-    create_engine,
-    event,
     literal,
 )
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
-from sqlalchemy.pool import ConnectionPoolEntry
-
-from services.migrations import revisions
+from sqlalchemy.engine.interfaces import Dialect
 
 metadata = MetaData()
 BigId = BigInteger().with_variant(Integer, "sqlite")
@@ -291,31 +284,3 @@ def next_number(connection: Connection, name: str, count: int = 1) -> int:
         index_elements=["name"], set_={"value": counters.c.value + statement.excluded.value}
     )
     return int(connection.execute(statement.returning(counters.c.value)).scalar_one())
-
-
-def open_database(path: Path, busy_timeout_ms: int = 5000, migrate: bool = True) -> Engine:
-    """The embedded metadata database, brought to the revision this program wants. SettingsInvalid when it is a newer
-    one, or when `migrate` is false and it is an older one."""
-    engine = sqlite_engine(path, busy_timeout_ms)
-    try:
-        revisions.require(engine, (lambda: revisions.bring_up(engine)) if migrate else None)
-    except BaseException:
-        engine.dispose()
-        raise
-    return engine
-
-
-def sqlite_engine(path: Path, busy_timeout_ms: int = 5000) -> Engine:
-    """Connections to the embedded metadata database as it is: SQLite in WAL mode."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    waits = {"timeout": busy_timeout_ms / 1000}
-    engine = create_engine(f"sqlite:///{path}", connect_args=waits, hide_parameters=True)
-
-    @event.listens_for(engine, "connect")
-    def _pragmas(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.close()
-
-    return engine

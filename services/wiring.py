@@ -33,7 +33,8 @@ from services.recommend import Stages
 from services.reports import Reporter, Serving, Told, nothing_served, told
 from services.settings import Settings, without_secrets
 from services.signals import MODEL_FEATURES
-from services.tables import erasures, open_database, sqlite_engine
+from services.sqlite import open_database, sqlite_engine
+from services.tables import erasures
 
 if TYPE_CHECKING:
     from models.release import ModelRelease
@@ -300,12 +301,11 @@ class Home:
 
 def open_metadata(settings: Settings) -> Engine:
     """The metadata database that the settings name, up to date."""
-    s = settings
-    if not s.database_url:
-        return open_database(s.home / "meta.db", s.bus_busy_timeout_ms, s.migrate_at_start)
+    if not settings.database_url:
+        return open_database(settings.home / "meta.db", settings.bus_busy_timeout_ms, settings.migrate_at_start)
     from services.postgresql import open_postgresql
 
-    return open_postgresql(s.database_url, database_waits(s), s.migrate_at_start)
+    return open_postgresql(settings.database_url, database_waits(settings), settings.migrate_at_start)
 
 
 def metadata_as_it_is(settings: Settings) -> Engine:

@@ -50,7 +50,8 @@ from services.memory import MemoryArchive, MemoryFeatureStore, MemoryQuarantine
 from services.ports import Archive
 from services.quarantine import Entry
 from services.settings import DEFAULT_KINDS
-from services.tables import items_live, open_database, trend_covisits, trend_hours
+from services.sqlite import open_database
+from services.tables import items_live, trend_covisits, trend_hours
 from services.trends.consumer import TrendsConsumer, TrendsSettings
 from services.trends.counters import decayed_hours
 from services.wiring import Home, now

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from services.postgresql import open_postgresql
-from services.tables import open_database
+from services.sqlite import open_database
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.live)])

@@ -229,7 +229,8 @@ def _copy_tables(settings: Settings, target: Path) -> None:
     from sqlalchemy import delete, insert, select
 
     from services import wiring
-    from services.tables import metadata, open_database
+    from services.sqlite import open_database
+    from services.tables import metadata
 
     source, copy = wiring.open_metadata(settings), open_database(target)
     try:

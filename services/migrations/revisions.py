@@ -26,6 +26,7 @@ from sqlalchemy import (
 )
 
 from services.domain import BadRequest, SettingsInvalid
+from services.tables import counters, metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -87,8 +88,6 @@ def step_up(connection: Connection) -> None:
 
 def _make(connection: Connection) -> bool:
     """All tables at once, as the revisions would make them (a test compares both), unless one of them is there."""
-    from services.tables import counters, metadata
-
     if not metadata.tables.keys().isdisjoint(inspect(connection).get_table_names()):
         return False
     metadata.create_all(connection, checkfirst=False)

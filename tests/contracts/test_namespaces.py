@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from services.domain import BadRequest, KindRule, KindRules, Partition
 from services.features.namespaces import DEFAULT, Definition, Namespace, Namespaces, checked_name, group_of
 from services.postgresql import open_postgresql
-from services.tables import open_database
+from services.sqlite import open_database
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 FIRST = Definition(KindRules({"click": KindRule("positive")}))

@@ -34,7 +34,7 @@ from services.domain import (
 from services.memory import MemoryArchive, MemoryBus, MemoryQuarantine
 from services.ports import Archive, EventSource, Quarantine
 from services.quarantine import Rejected
-from services.tables import open_database
+from services.sqlite import open_database
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 EVENTS, ITEMS, SLATES = "freshrank.events", "freshrank.items", "freshrank.slates"

@@ -40,7 +40,7 @@ from services.domain import (
 )
 from services.memory import MemoryArchive, MemoryBus, MemoryQuarantine
 from services.quarantine import Rejected
-from services.tables import open_database
+from services.sqlite import open_database
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 PICK = Pick("film", 0, 1.5, "trending", Reason("trending_in", (), "Trending"))

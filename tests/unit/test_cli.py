@@ -31,8 +31,8 @@ from services.domain import Coordinate, Outgoing, Pick, Reason, ReleaseInfo, Sla
 from services.memory import MemoryBus
 from services.quarantine import Rejected
 from services.settings import Settings, load_settings
+from services.sqlite import open_database
 from services.supervisor import RunLock
-from services.tables import open_database
 from services.wiring import open_home
 
 ROOT = Path(__file__).resolve().parents[2]

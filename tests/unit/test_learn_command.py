@@ -18,7 +18,8 @@ from services.domain import Coordinate, Event, ReleaseInfo, to_us
 from services.learning import has_news
 from services.retrain import EVENTS_UNTIL
 from services.settings import load_settings
-from services.tables import leases, open_database
+from services.sqlite import open_database
+from services.tables import leases
 from services.training.registry import SqlRegistry
 from services.wiring import open_home
 

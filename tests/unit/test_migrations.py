@@ -23,7 +23,8 @@ from services.domain import BadRequest, Coordinate, SettingsInvalid
 from services.migrations import revisions
 from services.postgresql import open_postgresql
 from services.quarantine import Rejected
-from services.tables import erasures, metadata, open_database, rejected, sqlite_engine
+from services.sqlite import open_database, sqlite_engine
+from services.tables import erasures, metadata, rejected
 
 kept = {
     "log_id": "log", "topic": "t", "partition": 1, "offset": 7, "reason": "not_json", "detail": "why", "value": b"{!",
@@ -224,7 +225,7 @@ def test_alembic_is_imported_only_where_an_older_database_is_opened(
 ) -> None:
     path = tmp_path / "m"
     if database == "sqlite":
-        opening = f"from services.tables import open_database as o; o(__import__('pathlib').Path({str(path)!r}))"
+        opening = f"from services.sqlite import open_database as o; o(__import__('pathlib').Path({str(path)!r}))"
     else:
         url = request.getfixturevalue("database_url")
         opening = f"from services.postgresql import open_postgresql as o; o({url!r})"

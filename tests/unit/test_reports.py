@@ -21,7 +21,8 @@ from services.memory import MemorySlateLog
 from services.processes import Instance, run_consumer
 from services.reports import Reporter, Serving, nothing_served, told
 from services.settings import Settings
-from services.tables import open_database, process_reports, upsert
+from services.sqlite import open_database
+from services.tables import process_reports, upsert
 from services.wiring import now, open_home
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

@@ -20,7 +20,7 @@ from services.learning import run_scheduler
 from services.migrations.revisions import VERSION_TABLE
 from services.postgresql import Waits, engine_of
 from services.settings import load_settings
-from services.tables import open_database
+from services.sqlite import open_database
 from services.training.schedule import NICENESS, ChildCommand, RetrainSchedule, WhileRunning, start_child, stop_children
 
 TELL = "import os, sys, time; time.sleep(0.3); open(sys.argv[1], 'a').write(f'{os.nice(0)} {os.environ[\"OMP_NUM_THREADS\"]} {os.environ[\"WHERE\"]}\\n')"  # noqa: E501

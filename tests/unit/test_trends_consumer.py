@@ -39,7 +39,8 @@ from services.item_parts import Payload
 from services.items import ItemTable
 from services.memory import MemoryBus, MemorySource
 from services.signals import decayed
-from services.tables import open_database, trend_covisits
+from services.sqlite import open_database
+from services.tables import trend_covisits
 from services.training.columns import columns_of_rows
 from services.training.history import EventsHistory
 from services.trends import store

@@ -14,7 +14,7 @@ from services.domain import Event, KindRule, KindRules, hash64, to_us
 from services.features.history import MemoryHistory
 from services.items import ItemTable
 from services.memory import MemoryBus
-from services.tables import open_database
+from services.sqlite import open_database
 from services.trends.consumer import TrendsConsumer, TrendsSettings
 from services.trends.covisits import merged, similar
 from services.trends.memory import MemoryTrends, Met
