@@ -1,11 +1,12 @@
-"""A process that drives one consumer and dies by SIGKILL at every step between poll and commit, one life after another.
+"""A process for each consumer that dies by SIGKILL at every step between poll and commit, one life after another.
 
-    python tests/crash_runner.py NAME     the settings by environment; the log holds the messages already
+    python tests/crash_runner.py FOLDER NAME...     the settings by environment; the log holds the messages already
 
 A first life writes down every step that it goes through: calls on the ports and the consumer, commits of SQL, renames
 and syncs of files, each before and after (the end of a call and the beginning of the next one are one step). Then comes
 a life for each of them, which ends there. The last life finishes.
-Production code knows nothing of this: the steps are watched from outside. Prints a line of JSON: step, how it ended.
+Production code knows nothing of this: the steps are watched from outside. FOLDER/NAME.told.json is a list of lives:
+step, how it ended.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +153,8 @@ def caught_up(home: Home, steps: Steps) -> bool:
     return all(home.view.committed(group, t).get(p, 0) >= end for t in topics for p, end in home.view.ends(t).items())
 
 
-def in_a_child(work: Callable[[], int]) -> int:
-    """What a forked process ended with: an exit code, or minus the signal that killed it."""
+def child(work: Callable[[], int]) -> int:
+    """The id of a forked process that does this work."""
     pid = os.fork()
     if pid == 0:
         code = UNEXPECTED
@@ -163,11 +165,17 @@ def in_a_child(work: Callable[[], int]) -> int:
         finally:
             sys.stderr.flush()
             os._exit(code)
+    return pid
+
+
+def ended(pid: int) -> int:
+    """What a process ended with: an exit code, or minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def main(name: str, notes: Path) -> int:
+def lives(name: str, folder: Path) -> int:
     """All lives of one consumer."""
+    notes = folder / f"{name}.json"
 
     def first() -> int:
         steps = Steps(name)
@@ -185,18 +193,21 @@ def main(name: str, notes: Path) -> int:
     def last() -> int:
         return 0 if live(name, Steps(name), caught_up) else NOT_REACHED
 
-    import_feast()  # here, once, rather than in each life
-    if name == "catalogue":
-        importlib.import_module("models.device")  # with torch
-    if load_settings().bus == "kafka":
-        importlib.import_module("services.bus.kafka")
-    told = [{"step": "first life", "code": in_a_child(first)}]
+    told = [{"step": "first life", "code": ended(child(first))}]
     for step in json.loads(notes.read_text()) if notes.exists() else []:
-        told.append({"step": step, "code": in_a_child(killed_at(step))})
-    told.append({"step": "last life", "code": in_a_child(last)})
-    sys.stdout.write(json.dumps(told) + "\n")
+        told.append({"step": step, "code": ended(child(killed_at(step)))})
+    told.append({"step": "last life", "code": ended(child(last))})
+    (folder / f"{name}.told.json").write_text(json.dumps(told))
     return 0
 
 
+def main(folder: Path, names: Sequence[str]) -> int:
+    """All lives of these consumers, which run beside each other, as they do in an instance."""
+    import_feast()  # here, once, rather than in each life
+    if load_settings().bus == "kafka":
+        importlib.import_module("services.bus.kafka")
+    return max([ended(pid) for pid in [child(partial(lives, name, folder)) for name in names]], key=abs)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

@@ -12,11 +12,17 @@ from pathlib import Path
 
 import numpy as np
 from model_world import ITEMS, TINY, VOCABULARY, checkerboard
+from numpy.typing import NDArray
 
 from models.fit import fit_tower
 
-if __name__ == "__main__":
-    config = replace(TINY, dropout=0.0, id_dropout=0.0, epochs_max=2, batch_targets=int(sys.argv[2]))
+
+def fitted_vectors(targets: int, checkpoints: Path) -> NDArray[np.float32]:
+    """Item vectors of a tower that is fitted with batches of so many targets."""
+    config = replace(TINY, dropout=0.0, id_dropout=0.0, epochs_max=2, batch_targets=targets)
     texts = np.zeros((ITEMS + 1, 6), dtype=np.float32)
-    fitted = fit_tower(checkerboard(), VOCABULARY, texts, config, device="cpu", checkpoints=Path(sys.argv[3]))
-    np.save(f"{sys.argv[1]}-{os.environ.get('RANK', 'alone')}.npy", fitted.vectors)
+    return fit_tower(checkerboard(), VOCABULARY, texts, config, device="cpu", checkpoints=checkpoints).vectors
+
+
+if __name__ == "__main__":
+    np.save(f"{sys.argv[1]}-{os.environ['RANK']}.npy", fitted_vectors(int(sys.argv[2]), Path(sys.argv[3])))

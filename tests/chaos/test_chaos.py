@@ -37,7 +37,7 @@ KAFKA_SESSION_S = 6.0
 PARTITIONS_GROWN = 7
 SETTLE_S = 240.0
 """Longest wait for the beginning; for the end, beyond twice the time that was disturbed."""
-SMALL = pytest.param((20_000, 24.0, 1), id="20k", marks=pytest.mark.timeout(900))
+SMALL = pytest.param((20_000, 18.0, 1), id="20k", marks=pytest.mark.timeout(900))
 FULL = pytest.param((200_000, 300.0, 8), id="200k", marks=[pytest.mark.nightly, pytest.mark.timeout(2400)])
 Size = tuple[int, float, int]
 

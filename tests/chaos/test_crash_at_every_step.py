@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,12 +38,6 @@ STEPS_AT_LEAST = {
 }  # fmt: skip
 
 
-def lives_of(name: str, environment: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """All lives of one consumer, to their end."""
-    command = [sys.executable, str(ROOT / "tests" / "crash_runner.py"), name, str(folder / f"{name}.json")]
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
-
-
 def die_everywhere(settings: Mapping[str, str], folder: Path) -> None:
     """Publish, let each consumer die at each of its steps and finish, compare."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FRESHRANK_")}
@@ -52,12 +45,14 @@ def die_everywhere(settings: Mapping[str, str], folder: Path) -> None:
     environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     with open_home(load_settings(**settings)) as home:
         home.sink.publish(stream(11, 9000, begins_now()))
-    with ThreadPoolExecutor(len(STEPS_AT_LEAST)) as beside:  # as they run beside each other in an instance
-        dying = {name: beside.submit(lives_of, name, environment, folder) for name in STEPS_AT_LEAST}
+    runner = str(ROOT / "tests" / "crash_runner.py")
+    done = subprocess.run(
+        [sys.executable, runner, str(folder), *STEPS_AT_LEAST],
+        env=environment, cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
     for name, wanted in STEPS_AT_LEAST.items():
-        done = dying[name].result()
-        assert done.returncode == 0, done.stderr[-3000:]
-        lives = json.loads(done.stdout.splitlines()[-1])
+        lives = json.loads((folder / f"{name}.told.json").read_text())
         assert lives[0]["code"] == 0, f"{lives[0]}\n{done.stderr[-3000:]}"
         steps = {each["step"]: each["code"] for each in lives[1:-1]}
         assert wanted <= steps.keys(), f"{name} was not seen at {wanted - steps.keys()}"
