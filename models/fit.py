@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.adam import AdamW, one_group
 from models.batches import HeldOut, Prefixes, Progress, RankingExamples, Sequences, no_progress
 from models.checkpoint import Checkpoints, fingerprint_of
 from models.config import ModelConfig
@@ -156,7 +157,7 @@ def fit_reranker(
         network = Reranker(tower.vocabulary.action_count, examples.features.shape[2], config).to(tower.device)
         _standardise(network, fit_on)
         table = torch.from_numpy(tower.vectors).to(tower.device)
-        optimizer = torch.optim.Adam(network.parameters(), lr=config.reranker_learning_rate, fused=True)
+        optimizer = AdamW(one_group(network.parameters(), config.reranker_learning_rate))
         averaged = Averaged(network)
         best, best_state, best_epoch = -1.0, averaged.network.state_dict(), 0
         rng = np.random.default_rng(config.seed)
@@ -226,14 +227,14 @@ class Averaged:
 
 
 def _reranker_epoch(
-    network: Reranker, averaged: Averaged, optimizer: torch.optim.Optimizer, table: Tensor, examples: RankingExamples,
+    network: Reranker, averaged: Averaged, optimizer: AdamW, table: Tensor, examples: RankingExamples,
     config: ModelConfig, rng: np.random.Generator,
 ) -> None:  # fmt: skip
     network.train()
     order = rng.permutation(len(examples))
     for start in range(0, len(order), config.reranker_batch):
         part = examples.take(order[start : start + config.reranker_batch])
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.forget_gradients()
         logits = _logits(network, table, part)
         real = torch.from_numpy(part.candidate_rows > 0).to(table.device)
         loss = ranking_loss(logits, torch.from_numpy(part.labels).to(table.device), real, config.listwise_weight)

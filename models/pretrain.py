@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.adam import AdamW, one_group
 from models.batches import Progress, Sequences
 from models.config import ModelConfig
 from models.items import ItemEncoder
@@ -56,7 +57,7 @@ def pretrain(
         return
     rng = np.random.default_rng(config.seed)
     parameters = [*items.parameters(), *tower.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    optimizer = AdamW(one_group(parameters, config.learning_rate), betas=(0.9, 0.98))
     items.train()
     tower.train()
     loss_of = _masked if config.pretrain == "masked" else _contrastive
@@ -65,10 +66,10 @@ def pretrain(
         groups = _groups(long_enough, lengths, rng)
         for number, chosen in enumerate(groups):
             rate = min(1.0, (epoch * len(groups) + number + 1) / config.warmup_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * rate
+            for group in optimizer.groups:
+                group.rate = config.learning_rate * rate
             stretches = stretches_of(sequences, windows.starts[chosen], windows.stops[chosen])
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.forget_gradients()
             loss = loss_of(items, tower, stretches, config, rng)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, GRADIENT_MAX)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.adam import MOMENTS, AdamW, Group
 from models.batches import HeldOut, Prefixes, Progress, Sequences
 from models.checkpoint import Checkpoints, Reached
 from models.config import BUDGET_FLOP, ModelConfig
@@ -61,7 +62,7 @@ class TowerRun:
         self.steps = max(1, math.ceil(np.count_nonzero(self.weights) / self.batch_targets))
         self.rng = np.random.default_rng(config.seed)
         self.rate = rate
-        self.optimizer = torch.optim.AdamW(_groups_of(items, tower, config), lr=rate, betas=(0.9, 0.98), fused=True)
+        self.optimizer = AdamW(_groups_of(items, tower, config, rate), betas=(0.9, 0.98))
         self.taken = 0
         self.loss = 0.0
         counted = np.bincount(sequences.rows[sequences.positive], minlength=len(items.counts)).astype(np.float32)
@@ -103,7 +104,7 @@ class TowerRun:
     def step(self, packed: Packed, planned: int) -> Tensor:
         """One batch, one step. The loss of this rank's share of it."""
         self._set_rate(planned)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.forget_gradients()
         loss = torch.zeros((), device=self.items.ids.device)
         if packed.weights.any():
             with fast_products(loss.device):
@@ -121,7 +122,7 @@ class TowerRun:
         moments = {
             f"{number}.{name}": value
             for number, each in enumerate(self.parameters)
-            for name, value in self.optimizer.state[each].items()
+            for name, value in self.optimizer.state.get(each, {}).items()
         }
         parts = {"items": self.items.state_dict(), "tower": self.tower.state_dict(), "moments": moments,
                  "best_items": best.items, "best_tower": best.tower}  # fmt: skip
@@ -132,10 +133,10 @@ class TowerRun:
         self.items.load_state_dict(reached.parts["items"])
         self.tower.load_state_dict(reached.parts["tower"])
         for number, each in enumerate(self.parameters):
-            names = ("step", "exp_avg", "exp_avg_sq")
-            kept = {name: reached.parts["moments"].get(f"{number}.{name}") for name in names}
-            if None not in kept.values():  # what never had a gradient has no moments
-                self.optimizer.state[each] = kept
+            names = {name: f"{number}.{name}" for name in MOMENTS}
+            moments = reached.parts["moments"]
+            if moments.keys() >= set(names.values()):  # what never had a gradient has no moments
+                self.optimizer.state[each] = {name: moments[key] for name, key in names.items()}
         self.taken = reached.taken
         self.rng.bit_generator.state = reached.order
         best_items, best_tower = dict(reached.parts["best_items"]), dict(reached.parts["best_tower"])
@@ -145,8 +146,8 @@ class TowerRun:
         """Up in a straight line over the first steps, then down to a twentieth at the last planned one."""
         up = min(1.0, (self.taken + 1) / self.config.warmup_steps)
         down = max(0.05, 1.0 - self.taken / max(planned, 1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * up * down
+        for group in self.optimizer.groups:
+            group.rate = self.rate * up * down
 
 
 def stopped_early(
@@ -252,12 +253,12 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _groups_of(items: ItemEncoder, tower: UserTower, config: ModelConfig) -> list[dict[str, object]]:
+def _groups_of(items: ItemEncoder, tower: UserTower, config: ModelConfig, rate: float) -> list[Group]:
     """Matrices of the networks decay; id vectors, biases and norms do not."""
     named = [*items.named_parameters(), *tower.named_parameters()]
     dense = [value for name, value in named if value.ndim == 2 and name != "ids" and not name.startswith("by_")]
     others = [value for name, value in named if not (value.ndim == 2 and name != "ids" and not name.startswith("by_"))]
-    return [{"params": dense, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [Group(dense, rate, config.weight_decay), Group(others, rate)]
 
 
 def _state(items: nn.Module, tower: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
