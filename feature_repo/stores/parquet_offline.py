@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -300,4 +301,10 @@ def _between(column: str, since: datetime | None, until: datetime | None) -> str
 
 def _arrow_type(dtype: Any) -> Any:
     """Feast's type as arrow's; times do not occur among the features."""
-    return feast_value_type_to_pa(dtype.to_value_type())
+    return _arrow_of(dtype.to_value_type())
+
+
+@cache
+def _arrow_of(value_type: Any) -> Any:
+    """Kept: Feast makes a table of all its types for each that is asked (half a millisecond of every batch)."""
+    return feast_value_type_to_pa(value_type)
